@@ -1,0 +1,16 @@
+# Warnings and sanitizers for our own targets; dependencies keep their own flags.
+function(lambda_gelu_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra)
+  if(LAMBDA_GELU_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(LAMBDA_GELU_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${LAMBDA_GELU_SANITIZE} -fno-omit-frame-pointer)
+    target_link_options(${target} PUBLIC -fsanitize=${LAMBDA_GELU_SANITIZE})
+  endif()
+endfunction()
+
+find_program(LG_CCACHE ccache)
+if(LG_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${LG_CCACHE}")
+endif()
