@@ -1,0 +1,58 @@
+# From a fresh clone: `make demo` and `make test`. Each sets up what it needs (scripts/bootstrap.sh).
+# PYTHON=python3.12 chooses the interpreter, JOBS=4 the number of compilers at a time.
+VENV   := .venv/bin
+BUILD  := build/editable
+JOBS   ?= $(shell nproc)
+export PATH := $(CURDIR)/$(VENV):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake include src python/bindings tests/cpp examples/cpp benchmarks/cpp -type f)
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cc')
+
+.PHONY: help build demo test test-cpp test-python lint format bench clean
+help:
+	@echo "make demo     train, harden and swap on real data, in Python and C++ (two minutes)"
+	@echo "make test     all tests, C++ and Python"
+	@echo "make build    the package in .venv, nothing else"
+	@echo "make bench    benchmarks; JSON into benchmarks/results"
+	@echo "make lint     formatting and static checks;  make format  applies them"
+
+.venv/.ready: scripts/bootstrap.sh
+	./scripts/bootstrap.sh
+
+# One build serves Python and C++: the editable install leaves the C++ tests and examples in $(BUILD).
+$(BUILD)/.installed: .venv/.ready $(SOURCES)
+	$(VENV)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e . \
+	  --config-settings=build-dir=$(BUILD) \
+	  --config-settings=cmake.define.LAMBDA_GELU_WERROR=ON \
+	  --config-settings=cmake.define.LAMBDA_GELU_BUILD_TESTS=ON \
+	  --config-settings=cmake.define.LAMBDA_GELU_BUILD_EXAMPLES=ON \
+	  --config-settings=cmake.define.LAMBDA_GELU_BUILD_BENCHMARKS=ON
+	@touch $@
+build: $(BUILD)/.installed
+
+demo: build
+	$(VENV)/python examples/python/digits.py --export-digits build/digits.csv --output-dir demo_output
+	$(BUILD)/examples/cpp/train --digits build/digits.csv
+
+test: test-cpp test-python
+test-cpp: build
+	ctest --test-dir $(BUILD) --output-on-failure --no-tests=error -j $(JOBS)
+test-python: build
+	$(VENV)/python -m pytest -q
+
+lint: .venv/.ready
+	$(VENV)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+format: .venv/.ready
+	$(VENV)/clang-format -i $(CXX_FILES)
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+bench: build
+	$(BUILD)/benchmarks/cpp/bench_kernels
+	$(VENV)/python benchmarks/bench_op.py
+
+clean:
+	rm -rf build .venv demo_output

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Makes .venv with everything the build and the tests need; safe to run again.
+#   PYTHON=python3.12            the interpreter to use
+#   TORCH_SPEC="torch==2.12.*"   the PyTorch to install where none is present
+#   TORCH_PIP_ARGS="..."         more arguments for that installation
+set -eu
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+say() { printf 'bootstrap: %s\n' "$*" >&2; }
+
+# --- system packages: what is missing comes from apt where that is possible, else CMake fetches the libraries
+if command -v apt-get >/dev/null 2>&1; then
+  missing=""
+  command -v g++ >/dev/null || missing="$missing g++"
+  command -v git >/dev/null || missing="$missing git"
+  command -v ccache >/dev/null || missing="$missing ccache"
+  command -v "$PYTHON" >/dev/null || missing="$missing python3"
+  "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+  [ -e "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])' 2>/dev/null)/Python.h" ] ||
+    missing="$missing python3-dev"
+  for package in libgtest-dev libfmt-dev libhwy-dev libbenchmark-dev zlib1g-dev; do
+    dpkg -s $package >/dev/null 2>&1 || missing="$missing $package"
+  done
+  if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo"; else sudo="none"; fi
+    if [ "$sudo" = none ]; then
+      say "no root: not installed:$missing (CMake downloads the libraries instead)"
+    else
+      say "apt-get install$missing"
+      export DEBIAN_FRONTEND=noninteractive
+      { $sudo apt-get install -y -qq $missing || { $sudo apt-get update -qq && $sudo apt-get install -y -qq $missing; }; } \
+        >build-apt.log 2>&1 && rm -f build-apt.log ||
+        say "apt-get failed (see build-apt.log); CMake downloads the libraries instead"
+    fi
+  fi
+fi
+
+# --- the environment: a PyTorch that is already present is used, not replaced
+has_torch() { "$1" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; }
+if [ ! -x .venv/bin/python ]; then
+  if has_torch "$PYTHON"; then
+    "$PYTHON" -m venv --system-site-packages .venv
+  else
+    "$PYTHON" -m venv .venv
+  fi
+fi
+pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
+if ! has_torch .venv/bin/python; then
+  say "installing PyTorch"
+  spec=${TORCH_SPEC:-torch==2.13.0}
+  # The CPU build first (0.2 GB instead of 5 GB): a local wheel, then PyTorch's own index, then whatever pip finds.
+  pip install ${TORCH_PIP_ARGS:-} "$spec+cpu" 2>/dev/null ||
+    pip install ${TORCH_PIP_ARGS:-} --index-url https://download.pytorch.org/whl/cpu "$spec" 2>/dev/null ||
+    pip install ${TORCH_PIP_ARGS:-} "$spec"
+fi
+tools="scikit-build-core>=0.11 ninja numpy pytest hypothesis mpmath scikit-learn matplotlib tqdm ruff clang-format==19.1.7"
+cmake --version 2>/dev/null | awk 'NR == 1 { split($3, v, "."); exit !(v[1] > 3 || (v[1] == 3 && v[2] >= 25)) }' ||
+  tools="$tools cmake"
+say "installing Python tools"
+pip install $tools
+touch .venv/.ready
