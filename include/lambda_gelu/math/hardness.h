@@ -14,7 +14,7 @@ LAMBDA_GELU_API double hardness_from_raw(double raw_hardness, double temperature
 /// lambda - 1 from 1e-6 to 1e3. Throws std::invalid_argument unless hardness is finite and above 1.
 LAMBDA_GELU_API double raw_from_hardness(double hardness, double temperature);
 
-/// d lambda / d s = sigmoid(s / tau) / tau.
+/// d lambda / d s = sigmoid(s / tau) / tau. Throws as hardness_from_raw does.
 LAMBDA_GELU_API double hardness_derivative(double raw_hardness, double temperature);
 
 }  // namespace lambda_gelu

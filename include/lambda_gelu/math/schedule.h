@@ -32,7 +32,8 @@ enum class Phase {
 };
 LAMBDA_GELU_API std::string_view phase_name(Phase phase);  ///< "learn", "harden", "done"
 
-/// Which part of a run of `total_steps` steps hardens: from fraction `start` to fraction `end` of it.
+/// Which part of a run of `total_steps` steps hardens: from fraction `start` to fraction `end` of it. A product such as
+/// 0.07 * 100 that misses a whole number by rounding only counts as that number.
 struct LAMBDA_GELU_API HardeningWindow {
   /// Throws std::invalid_argument unless total_steps >= 1 and 0 <= start < end <= 1, or where the window holds no step.
   HardeningWindow(std::int64_t total_steps, double start, double end);
@@ -41,6 +42,7 @@ struct LAMBDA_GELU_API HardeningWindow {
   std::int64_t first_step;  ///< ceil(start * total_steps): the step from which on lambda is frozen
   std::int64_t last_step;   ///< ceil(end * total_steps): the step from which on lambda is at its target
 
+  /// Steps count from 0; both throw std::invalid_argument for a negative one.
   Phase phase(std::int64_t step) const;
   /// 0 up to first_step, 1 from last_step on, linear in between.
   double progress(std::int64_t step) const;
