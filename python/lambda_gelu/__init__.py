@@ -1,0 +1,67 @@
+"""GELU with a learnable hardness, f(x; λ) = x Φ(λx), and its way from GELU (λ = 1) to ReLU (λ → ∞).
+
+After "λ-GELU" (arXiv 2603.21991).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path as _Path
+
+import torch as _torch  # first: it loads the libtorch that our libraries need
+
+from . import _build_info
+from ._torch_version import check_torch_version as _check_torch_version
+
+_check_torch_version(_build_info.torch_version, _torch.__version__)
+
+from . import _C, relu_gap  # noqa: E402
+from .functional import lambda_gelu, softplus_lambda_gelu  # noqa: E402
+from .init import init_hardness_  # noqa: E402
+from .modules import LambdaGELU  # noqa: E402
+from .optim import HardnessScheduler, param_groups  # noqa: E402
+from .sites import find_sites  # noqa: E402
+from .substitution import ConversionReport, SubstitutionReport, convert_, relu_substituted, to_relu_  # noqa: E402
+
+__all__ = [
+    "ConversionReport",
+    "HardnessScheduler",
+    "LambdaGELU",
+    "SubstitutionReport",
+    "build_info",
+    "cmake_prefix_path",
+    "convert_",
+    "find_sites",
+    "init_hardness_",
+    "lambda_gelu",
+    "param_groups",
+    "relu_gap",
+    "relu_substituted",
+    "softplus_lambda_gelu",
+    "to_relu_",
+]
+
+__version__: str = _build_info.version
+
+cmake_prefix_path: str = str(_Path(_C.__file__).resolve().parent / "share" / "cmake")
+"""For CMake: -DCMAKE_PREFIX_PATH=$(python -c "import lambda_gelu; print(lambda_gelu.cmake_prefix_path)").
+
+Beside the compiled module: an editable install keeps the Python files elsewhere.
+"""
+
+
+def build_info() -> dict[str, object]:
+    """How this package was built, and what it uses on this machine.
+
+    Returns:
+        dict: ``version``; ``torch_version`` it was built against; ``compiler``; ``cuda_archs``, the CUDA architectures
+        with kernels (empty: other devices than the CPU run a composite of ATen operators); ``cpu_targets``, the
+        instruction sets this machine can run, best first; ``cpu_target``, the one in use.
+    """
+    return {
+        "version": _build_info.version,
+        "torch_version": _build_info.torch_version,
+        "compiler": _build_info.compiler,
+        "cuda_archs": list(_build_info.cuda_archs),
+        "cpu_targets": _C.cpu_targets(),
+        "cpu_target": _C.cpu_target(),
+    }

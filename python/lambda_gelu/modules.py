@@ -1,0 +1,296 @@
+"""The activation as a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+
+_lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the lookup costs as much as a small call
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_PRECISE_DTYPES = (torch.float32, torch.float64)
+
+
+class LambdaGELU(nn.Module):
+    r"""GELU with a learnable hardness, :math:`f(x; \lambda) = x \Phi(\lambda x)` (arXiv 2603.21991).
+
+    :math:`\lambda = 1` is GELU, :math:`\lambda \to \infty` is ReLU. λ is learned through :math:`\lambda = 1 +
+    \mathrm{softplus}(s / \tau)`, where s is :attr:`raw_hardness` and τ a fixed temperature. Give s its own learning
+    rate and no weight decay with :func:`lambda_gelu.param_groups`.
+
+    While *frozen* (:meth:`freeze_hardness`) the forward uses the buffer ``hardness_override``, which no optimizer,
+    momentum, weight decay or learning-rate schedule can move. ``raw_hardness`` stays in the graph with a gradient that
+    is exactly zero, so that DistributedDataParallel counts it as used.
+
+    The state dict holds s, the override and τ (as ``_extra_state``, a float64 tensor), always together. A checkpoint
+    with another τ makes the module adopt that τ; one with another number of λ is refused and changes nothing here.
+
+    Args:
+        num_parameters: number of λ: 1, or the number of channels.
+        init_hardness: λ at the start, finite and above 1; a float or a tensor of ``num_parameters`` values.
+            Default None: s = 0, that is λ = 1 + ln 2 ≈ 1.693 for any τ (our choice, the paper does not give its own).
+        temperature: τ, finite and positive. Default 0.1 (ours).
+        channel_dim: dimension of the input that has one λ per index, where ``num_parameters`` > 1. Default 1, as PReLU.
+        device, dtype: of ``raw_hardness``: float32, float64, bfloat16 or float16.
+
+    Shape:
+        - Input: any; with ``num_parameters`` > 1, ``input.size(channel_dim) == num_parameters``.
+        - Output: as the input, in the input's dtype.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+
+    Example::
+
+        >>> activation = lambda_gelu.LambdaGELU()
+        >>> activation(torch.randn(2, 8)).shape
+        torch.Size([2, 8])
+        >>> activation.hardness
+        tensor([1.6931], grad_fn=<ToCopyBackward0>)
+    """
+
+    raw_hardness: nn.Parameter
+    hardness_override: Tensor  # NaN: not overridden
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        *,
+        init_hardness: float | Tensor | None = None,
+        temperature: float = 0.1,
+        channel_dim: int = 1,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in _DTYPES:
+            raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
+        self.num_parameters = _checked_int("num_parameters", num_parameters)
+        if self.num_parameters < 1:
+            raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
+        self.channel_dim = _checked_int("channel_dim", channel_dim)
+        self._temperature = _checked_temperature(temperature)
+        self._init_hardness = None if init_hardness is None else self._checked(init_hardness).clone()
+        self._frozen = False
+        self._substituted = 0  # nesting depth of relu_substituted()
+        self.raw_hardness = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
+        override_dtype = dtype if dtype in _PRECISE_DTYPES else torch.float32
+        self.register_buffer("hardness_override", torch.empty(self.num_parameters, device=device, dtype=override_dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Puts λ back to ``init_hardness``, learned."""
+        raw = None if self._init_hardness is None else self._raw_from_hardness(self._init_hardness)
+        with torch.no_grad():
+            self.raw_hardness.zero_() if raw is None else self.raw_hardness.copy_(raw)
+            self._clear_override()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The activation, elementwise; ReLU within :func:`lambda_gelu.relu_substituted`."""
+        if self._substituted:
+            return nn.functional.relu(input)
+        if self._frozen:
+            # Every override is positive: this is the override, with a zero gradient for raw_hardness.
+            hardness = torch.where(self.hardness_override > 0, self.hardness_override, self.raw_hardness)
+            return _lambda_gelu(input, hardness, self.channel_dim)
+        return _lambda_gelu(input, self.raw_hardness, self.channel_dim, self._temperature)
+
+    @property
+    def temperature(self) -> float:
+        """τ. Read-only: with another τ the same s means another λ."""
+        return self._temperature
+
+    @property
+    def hardness(self) -> Tensor:
+        """λ as the forward uses it, shape ``(num_parameters,)``: float32, or float64 where ``raw_hardness`` is float64.
+
+        Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen.
+        """
+        if self._frozen:
+            return self.hardness_override.detach().clone()
+        raw = self.raw_hardness
+        scaled = raw.double() / self._temperature
+        hardness = 1 + torch.logaddexp(scaled, torch.zeros_like(scaled))
+        return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
+
+    def set_hardness(self, value: float | Tensor) -> None:
+        """Sets λ: s while learned (rounded to its dtype), the override while frozen.
+
+        Args:
+            value: a float, or a tensor of 1 or ``num_parameters`` values; finite and positive; above 1 while learned.
+
+        Raises:
+            ValueError: otherwise; nothing is changed.
+        """
+        hardness = self._checked(value)
+        if self._frozen:
+            override = hardness.to(self.hardness_override.dtype)
+            if not bool((override.isfinite() & (override > 0)).all()):
+                raise ValueError(f"hardness must be finite and positive in {override.dtype}, got {hardness.tolist()}")
+            self.hardness_override.copy_(override)
+        else:
+            raw = self._raw_from_hardness(hardness)
+            with torch.no_grad():
+                self.raw_hardness.copy_(raw)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the forward uses ``hardness_override``."""
+        return self._frozen
+
+    def freeze_hardness(self) -> None:
+        """From now on the forward uses the present λ, whatever happens to ``raw_hardness``."""
+        if not self._frozen:
+            self.hardness_override.copy_(self.hardness.detach())
+            self._frozen = True
+
+    def unfreeze_hardness(self) -> None:
+        """Writes the override back into s, which is learned from now on.
+
+        The optimizer's momentum for s, if any, is left as it is.
+
+        Raises:
+            ValueError: where an override is not above 1, which no s can express; nothing is changed.
+        """
+        if not self._frozen:
+            return
+        raw = self._raw_from_hardness(self.hardness_override.detach().to("cpu", torch.float64))
+        override = self.hardness_override.clone()
+        self._frozen = False
+        with torch.no_grad():
+            # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
+            unchanged = self.hardness == override
+            self.raw_hardness.copy_(torch.where(unchanged, self.raw_hardness, raw.to(self.raw_hardness)))
+            self._clear_override()
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows: λ, τ and whether λ is frozen."""
+        parts = [f"num_parameters={self.num_parameters}"]
+        if not self.raw_hardness.is_meta:
+            values = self.hardness.tolist()
+            low, high = min(values), max(values)
+            parts.append(f"hardness={low:.4g}" if low == high else f"hardness={low:.4g}..{high:.4g}")
+        parts.append(f"temperature={self._temperature:g}")
+        if self.num_parameters > 1:
+            parts.append(f"channel_dim={self.channel_dim}")
+        if self._frozen:
+            parts.append("frozen")
+        return ", ".join(parts)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> Tensor:
+        """τ for the state dict, as a tensor: safetensors holds nothing else."""
+        return torch.tensor(self._temperature, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Adopts the τ of a state dict."""
+        self._temperature = _checked_temperature(float(state))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problem = self._state_problem(state_dict, prefix)
+        if problem is not None:
+            error_msgs.append(problem)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if prefix + "hardness_override" in state_dict and not self.hardness_override.is_meta:
+            self._frozen = bool((self.hardness_override > 0).all())
+
+    def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """Why this state cannot be loaded, or None."""
+        keys = [prefix + name for name in ("raw_hardness", "hardness_override", "_extra_state")]
+        present = [key for key in keys if key in state_dict]
+        if not present:
+            return None  # strict loading reports the missing keys
+        if len(present) < len(keys):
+            missing = ", ".join(key for key in keys if key not in state_dict)
+            return f"{missing} missing: λ follows from raw_hardness, hardness_override and the temperature together"
+        raw, override, temperature = (state_dict[key] for key in keys)
+        for key, value in zip(keys[:2], (raw, override), strict=True):
+            if value.shape != self.raw_hardness.shape:
+                expected, got = tuple(self.raw_hardness.shape), tuple(value.shape)
+                return f"size mismatch for {key}: expected shape {expected} from the module, got {got}"
+        if override.is_meta:
+            return None
+        if not (math.isfinite(float(temperature)) and float(temperature) > 0):
+            return f"{keys[2]}: temperature must be finite and positive, got {float(temperature)}"
+        if not bool(override.isnan().all() or (override.isfinite() & (override > 0)).all()):
+            return f"{keys[1]} must be NaN (learned) or finite and positive (frozen), got {override.tolist()}"
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever.
+        return {**self.__dict__, "_substituted": 0}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LambdaGELU:
+        precise = self.hardness_override
+        super()._apply(fn, recurse)
+        if self.hardness_override.dtype not in _PRECISE_DTYPES:
+            # .bfloat16() and .half() must not round the scheduled λ.
+            self.hardness_override = precise.to(self.hardness_override.device)
+        return self
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    def _clear_override(self) -> None:
+        self.hardness_override.fill_(math.nan)
+        self._frozen = False
+
+    def _checked(self, value: float | Tensor) -> Tensor:
+        """λ as float64 on the CPU, shape (num_parameters,)."""
+        if isinstance(value, Tensor):
+            hardness = value.detach().to("cpu", torch.float64).flatten()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            hardness = torch.tensor([value], dtype=torch.float64, device="cpu")
+        else:
+            raise TypeError(f"hardness must be a float or a tensor, got {type(value).__name__}")
+        if hardness.numel() not in (1, self.num_parameters):
+            raise ValueError(f"hardness must have 1 or {self.num_parameters} elements, got {hardness.numel()}")
+        if not bool((hardness.isfinite() & (hardness > 0)).all()):
+            raise ValueError(f"hardness must be finite and positive, got {hardness.tolist()}")
+        return hardness.expand(self.num_parameters)
+
+    def _raw_from_hardness(self, hardness: Tensor) -> Tensor:
+        """s for float64 λ on the CPU."""
+        if not bool((hardness > 1).all()):
+            raise ValueError(
+                f"a learned hardness must be above 1, since λ = 1 + softplus(s / τ), got {hardness.tolist()}; "
+                "a frozen one (freeze_hardness) may be any positive number"
+            )
+        values = [_C.raw_from_hardness(h, self._temperature) for h in hardness.tolist()]
+        raw = torch.tensor(values, dtype=torch.float64, device="cpu")
+        if not bool(raw.to(self.raw_hardness.dtype).isfinite().all()):
+            raise ValueError(f"hardness is out of the range of {self.raw_hardness.dtype}, got {hardness.tolist()}")
+        return raw
+
+
+def _checked_int(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    return value
+
+
+def _checked_temperature(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"temperature must be a float, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"temperature must be finite and positive, got {value}")
+    return float(value)

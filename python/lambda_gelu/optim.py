@@ -1,0 +1,243 @@
+"""Parameter groups for λ, and the schedule that hardens it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+from .modules import LambdaGELU
+from .sites import find_sites
+
+
+def param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    lr_multiplier: float = 10.0,
+    weight_decay: float = 0.0,
+    groups: Iterable[Mapping[str, Any]] | None = None,
+    **defaults: Any,
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer, with λ in a group of its own.
+
+    λ gets the learning rate ``lr * lr_multiplier`` and no weight decay (arXiv 2603.21991: s has its own learning rate
+    α·η and no weight decay).
+
+    Args:
+        model: the whole model, with at least one :class:`LambdaGELU`.
+        lr: η, the learning rate of everything else.
+        lr_multiplier: α. Default 10 (ours). It does not transfer between optimizers: one step of SGD moves λ in
+            proportion to α, η and λ's gradient, one step of Adam in proportion to α and η.
+        weight_decay: of everything else. Default 0.
+        groups: your own groups, as timm, Hugging Face and others build them: mappings with ``"params"`` (a tensor or
+            any iterable of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`. λ
+            is taken out of them ("ndim <= 1 gets no decay" catches it) and empty groups are dropped; your lists are not
+            changed. Parameters that none of them lists stay out. Default None: one group of all other parameters.
+        **defaults: further options of every group that does not set them, the one of λ included.
+
+    Returns:
+        list of dict: your groups, then ``{"params": [...], "lr": lr * lr_multiplier, "weight_decay": 0.0, "name":
+        "hardness"}``. Every parameter is in exactly one of them.
+
+    Raises:
+        ValueError: for a model without a site, a parameter listed twice, a group without ``"params"``, or an `lr` or
+            `lr_multiplier` that is negative or not finite.
+
+    Example::
+
+        >>> optimizer = torch.optim.AdamW(lambda_gelu.param_groups(model, lr=1e-3, weight_decay=0.05))
+    """
+    for name, value in (("lr", lr), ("lr_multiplier", lr_multiplier), ("weight_decay", weight_decay)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    hardness = list(dict.fromkeys(site.raw_hardness for site in find_sites(model).values()))
+    base = {"lr": lr, "weight_decay": weight_decay, **defaults}
+    if groups is None:
+        groups = [{"params": list(model.parameters())}]
+    result: list[dict[str, Any]] = []
+    seen: set[Tensor] = set()  # tensors hash by identity
+    taken = set(hardness)
+    named = False
+    for group in groups:
+        entries = _entries(group)
+        named = named or any(isinstance(entry, tuple) for entry in entries)
+        for entry in entries:
+            parameter = _parameter(entry)
+            if parameter in seen:
+                raise ValueError(f"{names.get(parameter, 'a parameter')} is listed twice in groups")
+            seen.add(parameter)
+        others = [entry for entry in entries if _parameter(entry) not in taken]
+        if others:
+            result.append({**base, **group, "params": others})
+    result.append(
+        {
+            **defaults,
+            "params": [(names[parameter], parameter) for parameter in hardness] if named else hardness,
+            "lr": lr * lr_multiplier,
+            "weight_decay": 0.0,
+            "name": "hardness",
+        }
+    )
+    return result
+
+
+def _entries(group: Mapping[str, Any]) -> list[Any]:
+    if not isinstance(group, Mapping):
+        raise TypeError(f"groups must be mappings with 'params', got {type(group).__name__}")
+    if "params" not in group:
+        raise ValueError(f"a group has no 'params', only {', '.join(map(repr, group))}")
+    parameters = group["params"]
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def _parameter(entry: Any) -> Tensor:
+    parameter = entry[1] if isinstance(entry, tuple) else entry
+    if not isinstance(parameter, Tensor):
+        raise TypeError(f"'params' must hold tensors or (name, tensor) pairs, got {type(parameter).__name__}")
+    return parameter
+
+
+class HardnessScheduler:
+    """Learns λ first, then freezes it and raises it to a target (arXiv 2603.21991).
+
+    The steps are the caller's unit, epochs or batches; call :meth:`step` after each. Before step ``ceil(start *
+    total_steps)`` λ is learned. From then on every site is frozen and its λ follows the schedule, from the λ it has
+    learned, channel by channel, to the target that it reaches at step ``ceil(end * total_steps)`` and keeps. A learned
+    λ that is at or above its target is kept: hardening never lowers λ.
+
+    Args:
+        model: the whole model, with at least one :class:`LambdaGELU`.
+        total_steps: number of steps of the run, at least 1.
+        start, end: which part of the run hardens, 0 <= start < end <= 1. Default 0.25 (second-hand reading of the
+            paper) and 1. With ``end < 1`` the last steps train at the target.
+        target: λ to reach, finite and positive: a float, or one for every site name of :func:`find_sites`. Default
+            None: ``relu_gap.target_from_gate_gap(0.1)`` ≈ 7.98 (ε is ours).
+        schedule: ``"linear"`` (the paper's), ``"geometric"``, ``"harmonic"`` (linear in 1/λ) or ``"cosine"``.
+
+    Raises:
+        ValueError: for anything else; nothing is changed.
+
+    Example::
+
+        >>> scheduler = lambda_gelu.HardnessScheduler(model, total_steps=epochs)
+        >>> for epoch in range(epochs):
+        ...     train(model)
+        ...     scheduler.step()
+        >>> lambda_gelu.to_relu_(model)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        total_steps: int,
+        *,
+        start: float = 0.25,
+        target: float | Mapping[str, float] | None = None,
+        schedule: str = "linear",
+        end: float = 1.0,
+    ) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int):
+            raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
+        self._sites = find_sites(model)
+        self._window = _C.HardeningWindow(total_steps, start, end)
+        _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name
+        self._plan: dict[str, Any] = {
+            "total_steps": total_steps,
+            "start": float(start),
+            "end": float(end),
+            "schedule": schedule,
+            "targets": _targets(self._sites, target),
+        }
+        self._step = 0
+        self._learned: dict[str, list[float]] = {}  # λ at the switch, per channel
+        self._move_to(0, {})
+
+    @property
+    def phase(self) -> str:
+        """``"learn"``, ``"harden"`` or ``"done"``."""
+        return self._window.phase(self._step)
+
+    def step(self) -> None:
+        """To be called after every step of the run. Beyond the end λ stays at its target."""
+        self._move_to(self._step + 1, self._learned)
+
+    def get_last_hardness(self) -> dict[str, Tensor]:
+        """The present λ of every site, detached, shape ``(num_parameters,)``."""
+        return {name: site.hardness.detach() for name, site in self._sites.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plan, step and the λ from which hardening started, as plain numbers, strings, lists and dicts."""
+        return {
+            **self._plan,
+            "targets": dict(self._plan["targets"]),
+            "step": self._step,
+            "learned_hardness": {name: list(values) for name, values in self._learned.items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Resumes a run, in any order with loading the model's own state.
+
+        Raises:
+            ValueError: where the state belongs to another plan or model; nothing is changed.
+        """
+        missing = [key for key in (*self._plan, "step", "learned_hardness") if key not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict lacks {', '.join(missing)}")
+        for key, expected in self._plan.items():
+            if state_dict[key] != expected:
+                raise ValueError(f"{key} differs: the state has {state_dict[key]!r}, this scheduler {expected!r}")
+        step = state_dict["step"]
+        learned = {name: list(values) for name, values in state_dict["learned_hardness"].items()}
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"step must be a non-negative int, got {step!r}")
+        expected_counts = {name: site.num_parameters for name, site in self._sites.items()}
+        if self._window.phase(step) == "learn":
+            expected_counts = {}
+        counts = {name: len(values) for name, values in learned.items()}
+        if counts != expected_counts:
+            raise ValueError(f"learned_hardness must have {expected_counts} values at step {step}, got {counts}")
+        self._move_to(step, learned)
+
+    def _move_to(self, step: int, learned: dict[str, list[float]]) -> None:
+        hardness: dict[str, list[float]] = {}
+        if self._window.phase(step) != "learn":
+            # Everything that can fail comes before the first change.
+            learned = learned or {name: site.hardness.tolist() for name, site in self._sites.items()}
+            hardness = {name: self._hardened(name, learned[name], step) for name in self._sites}
+        for name, values in hardness.items():
+            self._sites[name].freeze_hardness()
+            self._sites[name].set_hardness(torch.tensor(values, dtype=torch.float64, device="cpu"))
+        self._step, self._learned = step, learned
+
+    def _hardened(self, name: str, learned: list[float], step: int) -> list[float]:
+        target = self._plan["targets"][name]
+        scheduled = _C.scheduled_hardness(self._plan["schedule"], learned, target, self._window.progress(step))
+        return [max(before, after) for before, after in zip(learned, scheduled, strict=True)]
+
+
+def _targets(sites: Mapping[str, LambdaGELU], target: float | Mapping[str, float] | None) -> dict[str, float]:
+    if target is None:
+        target = _C.target_from_gate_gap(0.1)
+    if isinstance(target, Mapping):
+        unknown = [str(name) for name in target if name not in sites]
+        missing = [name for name in sites if name not in target]
+        if unknown or missing:
+            raise ValueError(
+                f"target must name every site once: unknown {unknown}, missing {missing}; the sites are {list(sites)}"
+            )
+        targets = {name: target[name] for name in sites}
+    else:
+        targets = dict.fromkeys(sites, target)
+    for name, value in targets.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"target of {name!r} must be a float, got {type(value).__name__}")
+        dtype = sites[name].hardness_override.dtype
+        if not torch.finfo(dtype).tiny <= value <= torch.finfo(dtype).max:
+            raise ValueError(f"target of {name!r} must be finite and positive in {dtype}, got {value}")
+    return {name: float(value) for name, value in targets.items()}

@@ -1,0 +1,65 @@
+"""Where a model has λ-GELU: its *sites*."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .modules import LambdaGELU
+
+# What torch.compile, FSDP1 and activation checkpointing put into a module's path.
+_WRAPPER_COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a model: `parent` holds `module` under `key`."""
+
+    parent: nn.Module
+    key: str
+    name: str
+    module: nn.Module
+
+    def put(self, module: nn.Module) -> None:
+        """Puts another module into this place."""
+        self.parent._modules[self.key] = module
+
+
+def find_slots(model: nn.Module, kind: type[nn.Module]) -> list[Slot]:
+    """Every place that holds a module of this kind; a module that is registered twice has two."""
+    return [
+        Slot(parent, key, _site_name(f"{prefix}.{key}"), child)
+        for prefix, parent in _unwrapped(model).named_modules()
+        for key, child in parent._modules.items()
+        if isinstance(child, kind)
+    ]
+
+
+def find_sites(model: nn.Module) -> dict[str, LambdaGELU]:
+    """The :class:`LambdaGELU` modules of a model by name, in the order of registration.
+
+    A module that is registered at several places is one site, under its first name. Wrappers (DataParallel,
+    DistributedDataParallel, FSDP1, torch.compile, activation checkpointing) leave no trace in the names, so that a
+    scheduler's state moves between wrapped and plain models.
+
+    Raises:
+        ValueError: where the model has none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    named_modules = _unwrapped(model).named_modules()
+    sites = {_site_name(name): module for name, module in named_modules if isinstance(module, LambdaGELU)}
+    if not sites:
+        raise ValueError(f"{type(model).__name__} has no LambdaGELU module; lambda_gelu.convert_ puts them in")
+    return sites
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
+
+
+def _site_name(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part and part not in _WRAPPER_COMPONENTS)
