@@ -16,4 +16,4 @@ def check_torch_version(built: str, running: str) -> None:
 
 
 def _major_minor(version: str) -> tuple[str, ...]:
-    return tuple(version.split("+")[0].split(".")[:2])
+    return tuple(version.split(".")[:2])

@@ -194,7 +194,7 @@ class LambdaGELU(nn.Module):
         """Adopts the τ of a state dict."""
         self._temperature = _checked_temperature(float(state))
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0917 - torch's signature
         self,
         state_dict: dict[str, Any],
         prefix: str,
@@ -217,24 +217,22 @@ class LambdaGELU(nn.Module):
     def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str | None:
         """Why this state cannot be loaded, or None."""
         keys = [prefix + name for name in ("raw_hardness", "hardness_override", "_extra_state")]
-        present = [key for key in keys if key in state_dict]
-        if not present:
-            return None  # strict loading reports the missing keys
-        if len(present) < len(keys):
-            missing = ", ".join(key for key in keys if key not in state_dict)
-            return f"{missing} missing: λ follows from raw_hardness, hardness_override and the temperature together"
+        missing = [key for key in keys if key not in state_dict]
+        if len(missing) == len(keys):
+            return None  # strict loading reports missing keys
+        if missing:
+            return f"{', '.join(missing)} missing: λ follows from raw_hardness, hardness_override and τ together"
         raw, override, temperature = (state_dict[key] for key in keys)
-        for key, value in zip(keys[:2], (raw, override), strict=True):
-            if value.shape != self.raw_hardness.shape:
-                expected, got = tuple(self.raw_hardness.shape), tuple(value.shape)
-                return f"size mismatch for {key}: expected shape {expected} from the module, got {got}"
-        if override.is_meta:
-            return None
-        if not (math.isfinite(float(temperature)) and float(temperature) > 0):
-            return f"{keys[2]}: temperature must be finite and positive, got {float(temperature)}"
-        if not bool(override.isnan().all() or (override.isfinite() & (override > 0)).all()):
-            return f"{keys[1]} must be NaN (learned) or finite and positive (frozen), got {override.tolist()}"
-        return None
+        expected = tuple(self.raw_hardness.shape)
+        problem = None
+        if tuple(raw.shape) != expected or tuple(override.shape) != expected:
+            got = f"{tuple(raw.shape)} and {tuple(override.shape)}"
+            problem = f"size mismatch for {keys[0]} and {keys[1]}: expected shape {expected}, got {got}"
+        elif not (math.isfinite(float(temperature)) and float(temperature) > 0):
+            problem = f"{keys[2]}: temperature must be finite and positive, got {float(temperature)}"
+        elif not override.is_meta and not _is_override(override):
+            problem = f"{keys[1]} must be NaN (learned) or finite and positive (frozen), got {override.tolist()}"
+        return problem
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever.
@@ -280,6 +278,10 @@ class LambdaGELU(nn.Module):
         if not bool(raw.to(self.raw_hardness.dtype).isfinite().all()):
             raise ValueError(f"hardness is out of the range of {self.raw_hardness.dtype}, got {hardness.tolist()}")
         return raw
+
+
+def _is_override(values: Tensor) -> bool:
+    return bool(values.isnan().all() or (values.isfinite() & (values > 0)).all())
 
 
 def _checked_int(name: str, value: int) -> int:
