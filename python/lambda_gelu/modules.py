@@ -113,12 +113,7 @@ class LambdaGELU(nn.Module):
 
         Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen.
         """
-        if self._frozen:
-            return self.hardness_override.detach().clone()
-        raw = self.raw_hardness
-        scaled = raw.double() / self._temperature
-        hardness = 1 + torch.logaddexp(scaled, torch.zeros_like(scaled))
-        return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
+        return self.hardness_override.detach().clone() if self._frozen else self._learned_hardness()
 
     def set_hardness(self, value: float | Tensor) -> None:
         """Sets λ: s while learned (rounded to its dtype), the override while frozen.
@@ -132,8 +127,8 @@ class LambdaGELU(nn.Module):
         hardness = self._checked(value)
         if self._frozen:
             override = hardness.to(self.hardness_override.dtype)
-            if not bool((override.isfinite() & (override > 0)).all()):
-                raise ValueError(f"hardness must be finite and positive in {override.dtype}, got {hardness.tolist()}")
+            valid = override.isfinite() & (override > 0)
+            _refuse_unless(valid, hardness, f"hardness must be finite and positive in {override.dtype}")
             self.hardness_override.copy_(override)
         else:
             raw = self._raw_from_hardness(hardness)
@@ -161,13 +156,12 @@ class LambdaGELU(nn.Module):
         """
         if not self._frozen:
             return
-        raw = self._raw_from_hardness(self.hardness_override.detach().to("cpu", torch.float64))
-        override = self.hardness_override.clone()
-        self._frozen = False
+        # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
+        raw = self.raw_hardness.detach().clone()
+        changed = self._learned_hardness().detach() != self.hardness_override
+        raw[changed] = self._raw_from_hardness(self.hardness_override[changed].to("cpu", torch.float64)).to(raw)
         with torch.no_grad():
-            # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
-            unchanged = self.hardness == override
-            self.raw_hardness.copy_(torch.where(unchanged, self.raw_hardness, raw.to(self.raw_hardness)))
+            self.raw_hardness.copy_(raw)
             self._clear_override()
 
     def extra_repr(self) -> str:
@@ -248,6 +242,12 @@ class LambdaGELU(nn.Module):
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
+    def _learned_hardness(self) -> Tensor:
+        raw = self.raw_hardness
+        scaled = raw.double() / self._temperature
+        hardness = 1 + torch.logaddexp(scaled, torch.zeros_like(scaled))
+        return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
+
     def _clear_override(self) -> None:
         self.hardness_override.fill_(math.nan)
         self._frozen = False
@@ -262,22 +262,27 @@ class LambdaGELU(nn.Module):
             raise TypeError(f"hardness must be a float or a tensor, got {type(value).__name__}")
         if hardness.numel() not in (1, self.num_parameters):
             raise ValueError(f"hardness must have 1 or {self.num_parameters} elements, got {hardness.numel()}")
-        if not bool((hardness.isfinite() & (hardness > 0)).all()):
-            raise ValueError(f"hardness must be finite and positive, got {hardness.tolist()}")
+        _refuse_unless(hardness.isfinite() & (hardness > 0), hardness, "hardness must be finite and positive")
         return hardness.expand(self.num_parameters)
 
     def _raw_from_hardness(self, hardness: Tensor) -> Tensor:
         """s for float64 λ on the CPU."""
-        if not bool((hardness > 1).all()):
-            raise ValueError(
-                f"a learned hardness must be above 1, since λ = 1 + softplus(s / τ), got {hardness.tolist()}; "
-                "a frozen one (freeze_hardness) may be any positive number"
-            )
+        _refuse_unless(
+            hardness > 1,
+            hardness,
+            "a learned hardness must be above 1, since λ = 1 + softplus(s / τ); one that is frozen (freeze_hardness) may "
+            "be any positive number",
+        )
         values = [_C.raw_from_hardness(h, self._temperature) for h in hardness.tolist()]
         raw = torch.tensor(values, dtype=torch.float64, device="cpu")
-        if not bool(raw.to(self.raw_hardness.dtype).isfinite().all()):
-            raise ValueError(f"hardness is out of the range of {self.raw_hardness.dtype}, got {hardness.tolist()}")
+        dtype = self.raw_hardness.dtype
+        _refuse_unless(raw.to(dtype).isfinite(), hardness, f"hardness is out of the range of {dtype}")
         return raw
+
+
+def _refuse_unless(valid: Tensor, values: Tensor, message: str) -> None:
+    if not bool(valid.all()):
+        raise ValueError(f"{message}; got {values[~valid][0].item()}")
 
 
 def _is_override(values: Tensor) -> bool:
