@@ -15,6 +15,9 @@ _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PRECISE_DTYPES = (torch.float32, torch.float64)
+_WITHOUT_FLOAT64 = ("mps", "xpu")
+# Beyond it F.softplus returns its argument; log1p(exp(-40)) is below half an ULP of 40 in float64.
+_SOFTPLUS_THRESHOLD = 40
 
 
 class LambdaGELU(nn.Module):
@@ -244,8 +247,8 @@ class LambdaGELU(nn.Module):
 
     def _learned_hardness(self) -> Tensor:
         raw = self.raw_hardness
-        scaled = raw.double() / self._temperature
-        hardness = 1 + torch.logaddexp(scaled, torch.zeros_like(scaled))
+        double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
+        hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
         return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
 
     def _clear_override(self) -> None:
@@ -270,8 +273,8 @@ class LambdaGELU(nn.Module):
         _refuse_unless(
             hardness > 1,
             hardness,
-            "a learned hardness must be above 1, since λ = 1 + softplus(s / τ); one that is frozen (freeze_hardness) may "
-            "be any positive number",
+            "a learned hardness must be above 1, since λ = 1 + softplus(s / τ); a frozen one (freeze_hardness) may be "
+            "any positive number",
         )
         values = [_C.raw_from_hardness(h, self._temperature) for h in hardness.tolist()]
         raw = torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -55,8 +55,8 @@ def param_groups(
     for name, value in (("lr", lr), ("lr_multiplier", lr_multiplier), ("weight_decay", weight_decay)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
-    names = {parameter: name for name, parameter in model.named_parameters()}
     hardness = list(dict.fromkeys(site.raw_hardness for site in find_sites(model).values()))
+    names = {parameter: name for name, parameter in model.named_parameters()}
     base = {"lr": lr, "weight_decay": weight_decay, **defaults}
     if groups is None:
         groups = [{"params": list(model.parameters())}]

@@ -226,7 +226,7 @@ def test_set_hardness_refuses_what_is_no_hardness_and_changes_nothing(frozen, va
 def test_a_learned_hardness_must_be_above_one(value):
     module = LambdaGELU(2)
     before = copy.deepcopy(module.state_dict())
-    with pytest.raises(ValueError, match="above 1.*freeze_hardness"):
+    with pytest.raises(ValueError, match=r"above 1.*freeze_hardness"):
         module.set_hardness(value)
     assert_same_state(module.state_dict(), before)
 
