@@ -1,0 +1,183 @@
+"""The activation as functions of tensors: thin calls of ``torch.ops.lambda_gelu``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Looked up once: going through the packets of torch.ops costs as much as a small call.
+_forward = torch.ops.lambda_gelu.lambda_gelu.default
+_backward = torch.ops.lambda_gelu.lambda_gelu_backward.default
+
+
+def lambda_gelu(input: Tensor, hardness: Tensor | float, *, channel_dim: int = 1) -> Tensor:
+    r"""Applies :math:`f(x; \lambda) = x \Phi(\lambda x)` element by element (arXiv 2603.21991).
+
+    Φ is the cumulative distribution function of the standard normal. :math:`\lambda = 1` is GELU, and
+    :math:`\lambda \to \infty` is ReLU. Computed in float32 (float64 for float64 input), accurately in the negative tail
+    too. Differentiable twice, in forward mode, and under :mod:`torch.func`; the gradient of λ is the same bit for bit
+    for any number of threads.
+
+    Args:
+        input: the tensor x, of any shape and strides; float32, float64, bfloat16 or float16.
+        hardness: λ. A float, finite and positive, or a tensor of shape ``(1,)`` or ``(input.size(channel_dim),)`` on
+            input's device, of dtype float32, float64 or input's. The values of a tensor are not checked.
+        channel_dim: the dimension of ``input`` along which λ varies; ignored where there is one λ. Default: 1.
+
+    Shape:
+        - Input: :math:`(*)`
+        - Output: :math:`(*)`, same shape as the input, in the input's dtype
+
+    Raises:
+        ValueError: a hardness of the wrong length, or a float that is not finite and positive; a ``channel_dim`` out
+            of range.
+        TypeError: a dtype or layout other than those above.
+        RuntimeError: a hardness on another device.
+
+    Example::
+
+        >>> x = torch.randn(2, 3, requires_grad=True)
+        >>> hardness = torch.tensor([1.0, 2.0, 8.0], requires_grad=True)
+        >>> lambda_gelu.lambda_gelu(x, hardness).sum().backward()
+        >>> hardness.grad.shape
+        torch.Size([3])
+    """
+    if not isinstance(hardness, Tensor):
+        hardness = _hardness_tensor(hardness, input)
+    return _forward(input, hardness, channel_dim)
+
+
+def softplus_lambda_gelu(input: Tensor, raw_hardness: Tensor, *, temperature: float, channel_dim: int = 1) -> Tensor:
+    r"""Applies :func:`lambda_gelu` with :math:`\lambda = 1 + \mathrm{softplus}(s / \tau)` (arXiv 2603.21991).
+
+    The reparameterization that keeps :math:`\lambda > 1` while s is trained without constraint, fused into the op,
+    forward and backward. λ is computed in double precision and rounded to float32, unless s is float64.
+
+    Args:
+        input: as in :func:`lambda_gelu`.
+        raw_hardness: s, of shape ``(1,)`` or ``(input.size(channel_dim),)`` on input's device, of dtype float32,
+            float64 or input's.
+        temperature: τ, finite and positive.
+        channel_dim: as in :func:`lambda_gelu`.
+
+    Shape:
+        - Input: :math:`(*)`
+        - Output: :math:`(*)`, same shape as the input, in the input's dtype
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`lambda_gelu`; ValueError for a temperature that is not finite and
+            positive.
+
+    Example::
+
+        >>> raw_hardness = torch.zeros(1, requires_grad=True)  # λ = 1 + ln 2
+        >>> lambda_gelu.softplus_lambda_gelu(torch.randn(4), raw_hardness, temperature=0.1).sum().backward()
+    """
+    return _forward(input, raw_hardness, channel_dim, temperature)
+
+
+def set_gradient_reuse(enabled: bool) -> None:
+    """Allows or forbids backward to write the gradient of the input into the memory of the incoming gradient.
+
+    That happens only where the incoming gradient is the last reference to its memory and first order is all that is
+    asked for, so that nobody can see it change. It saves a buffer of the activation's size. On by default; the
+    setting holds for the whole process, and is meant for measurements and debugging.
+    """
+    torch.ops.lambda_gelu.set_gradient_reuse(enabled)
+
+
+def gradient_reuse_enabled() -> bool:
+    """Whether :func:`set_gradient_reuse` allows it."""
+    return torch.ops.lambda_gelu.gradient_reuse_enabled()
+
+
+def gradient_reuse_count() -> int:
+    """How often a gradient has been reused in this process."""
+    return torch.ops.lambda_gelu.gradient_reuse_count()
+
+
+def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
+    if isinstance(hardness, bool) or not isinstance(hardness, (int, float)):
+        raise TypeError(f"hardness must be a Tensor or a float, got {type(hardness).__name__}")
+    if not (math.isfinite(hardness) and hardness > 0):
+        raise ValueError(f"hardness must be finite and positive, got {hardness}")
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.full((1,), hardness, dtype=dtype, device=input.device)
+
+
+# --- vmap: the batch dimension becomes another dimension of the input, or part of its channels -----------------------
+
+
+def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
+    return tensor.expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _wrap(channel_dim: int, rank: int) -> int:
+    if not -rank <= channel_dim < rank:
+        raise ValueError(
+            f"channel_dim must be in [{-rank}, {rank - 1}] for an input of {rank} dimensions, got {channel_dim}"
+        )
+    return channel_dim % rank
+
+
+Reshape = Callable[[Tensor], Tensor]
+
+
+def _channels_with_batch(hardness: Tensor, channel_dim: int, rank: int) -> tuple[Reshape, Reshape]:
+    """How to make (B, ...) examples one input whose dimension 0 runs over batch and channel, and back.
+
+    hardness: (B, n), one row per example. rank: of one example.
+    """
+    batch_size, count = hardness.shape
+    if count == 1:  # one λ per example: the batch dimension is the channel
+        return (lambda tensor: tensor), (lambda tensor: tensor)
+    dim = _wrap(channel_dim, rank) + 1
+    return (
+        lambda tensor: tensor.movedim(dim, 1).flatten(0, 1),
+        lambda tensor: tensor.unflatten(0, (batch_size, count)).movedim(1, dim),
+    )
+
+
+def _forward_vmap(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: Tensor,
+    hardness: Tensor,
+    channel_dim: int = 1,
+    temperature: float | None = None,
+) -> tuple[Tensor, int]:
+    input_dim, hardness_dim = in_dims[:2]
+    if hardness_dim is None and input_dim is not None:
+        dim = 0 if hardness.numel() == 1 else _wrap(channel_dim, input.dim() - 1) + 1
+        return _forward(input.movedim(input_dim, 0), hardness, dim, temperature), 0
+    input = _batch_first(input, input_dim, info.batch_size)
+    hardness = _batch_first(hardness, hardness_dim, info.batch_size)
+    fold, unfold = _channels_with_batch(hardness, channel_dim, input.dim() - 1)
+    return unfold(_forward(fold(input), hardness.flatten(), 0, temperature)), 0
+
+
+def _backward_vmap(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    grad_output: Tensor,
+    input: Tensor,
+    hardness: Tensor,
+    channel_dim: int = 1,
+    temperature: float | None = None,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    # A shared λ is expanded too: every example has a gradient of its own for it.
+    grad_output, input, hardness = (
+        _batch_first(tensor, dim, info.batch_size)
+        for tensor, dim in zip((grad_output, input, hardness), in_dims[:3], strict=True)
+    )
+    fold, unfold = _channels_with_batch(hardness, channel_dim, input.dim() - 1)
+    grad_input, grad_hardness = _backward(fold(grad_output), fold(input), hardness.flatten(), 0, temperature)
+    return (unfold(grad_input), grad_hardness.unflatten(0, hardness.shape)), (0, 0)
+
+
+torch.library.register_vmap("lambda_gelu::lambda_gelu", _forward_vmap)
+torch.library.register_vmap("lambda_gelu::lambda_gelu_backward", _backward_vmap)

@@ -1,0 +1,102 @@
+#include "ops/checks.h"
+
+#include <c10/core/ScalarType.h>
+#include <c10/core/SymBool.h>
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <string_view>
+
+namespace lambda_gelu {
+namespace {
+
+std::string_view dtype_name(at::ScalarType dtype) {
+  return c10::getDtypeNames(dtype).first;
+}
+
+bool is_supported(at::ScalarType dtype) {
+  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf;
+}
+
+void check_dense(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_TYPE(!tensor.is_nested(), name, " must be a dense tensor, got a nested tensor");
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ", tensor.layout());
+}
+
+void check_input(const at::Tensor& input) {
+  check_dense(input, "input");
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "input must be float32, float64, bfloat16 or float16, got ",
+                   dtype_name(input.scalar_type()));
+}
+
+void check_hardness_type(const at::Tensor& hardness, const at::Tensor& input) {
+  check_dense(hardness, "hardness");
+  const auto dtype = hardness.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == input.scalar_type(),
+                   "hardness must be float32, float64 or of input's dtype ", dtype_name(input.scalar_type()), ", got ",
+                   dtype_name(dtype));
+  TORCH_CHECK(hardness.device() == input.device(), "hardness must be on input's device ", input.device(), ", got ",
+              hardness.device());
+}
+
+void check_hardness_size(const at::Tensor& hardness, const at::Tensor& input, int64_t channel_dim) {
+  TORCH_CHECK_VALUE(hardness.dim() == 1, "hardness must have one dimension, got shape ", hardness.sym_sizes());
+  const auto count = hardness.sym_size(0);
+  if (TORCH_GUARD_OR_FALSE(count.sym_eq(1))) return;
+
+  const auto ndim = input.dim();
+  TORCH_CHECK_VALUE(ndim > 0, "hardness must have 1 element for an input without dimensions, got ", count);
+  TORCH_CHECK_VALUE(channel_dim >= -ndim && channel_dim < ndim, "channel_dim must be in [", -ndim, ", ", ndim - 1,
+                    "] for an input of shape ", input.sym_sizes(), ", got ", channel_dim);
+  const auto dim = wrap_channel_dim(channel_dim, ndim);
+  const auto channels = input.sym_size(dim);
+  const auto fits = count.sym_eq(channels).sym_or(count.sym_eq(1));
+  if (const auto known = fits.maybe_as_bool()) {
+    TORCH_CHECK_VALUE(*known, "hardness must have 1 or ", channels, " elements (input.size(", dim, ")), got ", count);
+  } else {
+    TORCH_SYM_CHECK(fits, "hardness must have 1 or ", channels, " elements (input.size(", dim, ")), got ", count);
+  }
+}
+
+void check_temperature(std::optional<double> temperature) {
+  TORCH_CHECK_VALUE(!temperature || (std::isfinite(*temperature) && *temperature > 0),
+                    "temperature must be finite and positive, got ", *temperature);
+}
+
+void check_same_shape(const at::Tensor& grad_output, const at::Tensor& input) {
+  TORCH_CHECK_VALUE(grad_output.dim() == input.dim(), "grad_output must have input's shape ", input.sym_sizes(),
+                    ", got ", grad_output.sym_sizes());
+  for (int64_t dim = 0; dim < input.dim(); ++dim) {
+    const auto equal = grad_output.sym_size(dim).sym_eq(input.sym_size(dim));
+    if (const auto known = equal.maybe_as_bool()) {
+      TORCH_CHECK_VALUE(*known, "grad_output must have input's shape ", input.sym_sizes(), ", got ",
+                        grad_output.sym_sizes());
+    } else {
+      TORCH_SYM_CHECK(equal, "grad_output must have input's shape ", input.sym_sizes(), ", got ",
+                      grad_output.sym_sizes());
+    }
+  }
+}
+
+}  // namespace
+
+void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
+                   std::optional<double> temperature) {
+  check_input(input);
+  check_hardness_type(hardness, input);
+  check_hardness_size(hardness, input, channel_dim);
+  check_temperature(temperature);
+}
+
+void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
+                    int64_t channel_dim, std::optional<double> temperature) {
+  check_forward(input, hardness, channel_dim, temperature);
+  check_dense(grad_output, "grad_output");
+  TORCH_CHECK_TYPE(grad_output.scalar_type() == input.scalar_type(), "grad_output must be of input's dtype ",
+                   dtype_name(input.scalar_type()), ", got ", dtype_name(grad_output.scalar_type()));
+  TORCH_CHECK(grad_output.device() == input.device(), "grad_output must be on input's device ", input.device(),
+              ", got ", grad_output.device());
+  check_same_shape(grad_output, input);
+}
+
+}  // namespace lambda_gelu

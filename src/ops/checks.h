@@ -1,0 +1,23 @@
+// What the operators refuse, before anything is computed. Every backend, Meta included, repeats these checks.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+namespace lambda_gelu {
+
+/// Sizes may be symbolic: a check that depends on an unknown size becomes a run-time assertion of the compiled graph.
+void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
+                   std::optional<double> temperature);
+
+void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
+                    int64_t channel_dim, std::optional<double> temperature);
+
+/// channel_dim in [0, ndim). Only where the hardness has more than one element: with one it is ignored.
+inline int64_t wrap_channel_dim(int64_t channel_dim, int64_t ndim) {
+  return channel_dim < 0 ? channel_dim + ndim : channel_dim;
+}
+
+}  // namespace lambda_gelu

@@ -1,0 +1,104 @@
+// The operators on the CPU: tensors in, kernels on every thread of the intra-op pool.
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "kernels/cpu/lambda_gelu.h"
+#include "ops/checks.h"
+#include "ops/cpu/hardness.h"
+#include "ops/cpu/layout.h"
+
+namespace lambda_gelu::cpu {
+namespace {
+
+kernels::DType kernel_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return kernels::DType::kFloat64;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    case at::kHalf:
+      return kernels::DType::kFloat16;
+    default:
+      return kernels::DType::kFloat32;
+  }
+}
+
+template <class Kernel>
+void run(Kernel& kernel) {
+  const auto units = kernel.units();
+  if (units == 1) {
+    kernel.run(0, 1);
+  } else {
+    at::parallel_for(0, units, /*grain_size=*/1, [&](int64_t begin, int64_t end) { kernel.run(begin, end); });
+  }
+}
+
+kernels::Geometry geometry_of(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
+                              int64_t channel_dim) {
+  return make_geometry(output, order, hardness.numel(), wrap_channel_dim(channel_dim, output.dim()));
+}
+
+at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
+                   std::optional<double> temperature) {
+  check_forward(input, hardness, channel_dim, temperature);
+  auto output = uninitialized_like(input);
+  if (output.numel() == 0) return output;
+
+  const auto order = memory_order(output);
+  const auto lambda = hardness_values(hardness, temperature);
+  const StridedOperand x(input, output, order);
+  const kernels::Forward kernel(kernel_dtype(input.scalar_type()), geometry_of(output, order, hardness, channel_dim),
+                                x.operand(), output.mutable_data_ptr(), lambda.data());
+  run(kernel);
+  return output;
+}
+
+// Writes d input into `grad_input`, which may be grad_output itself, and returns d hardness.
+at::Tensor backward_into(const at::Tensor& grad_input, const at::Tensor& grad_output, const at::Tensor& input,
+                         const at::Tensor& hardness, int64_t channel_dim, std::optional<double> temperature) {
+  if (grad_input.numel() == 0) return at::zeros_like(hardness);
+
+  const auto order = memory_order(grad_input);
+  const auto lambda = hardness_values(hardness, temperature);
+  auto* const dx = grad_input.mutable_data_ptr();
+  const StridedOperand g(grad_output, grad_input, order);
+  const StridedOperand x(input, grad_input, order);
+  kernels::Backward kernel(kernel_dtype(input.scalar_type()), geometry_of(grad_input, order, hardness, channel_dim),
+                           g.operand(), x.operand(), dx, lambda.data());
+  run(kernel);
+
+  Values gradient(hardness.numel());
+  kernel.sum(gradient.data());
+  auto grad_hardness = uninitialized_like(hardness);
+  store_gradient(gradient, hardness, temperature, grad_hardness);
+  return grad_hardness;
+}
+
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                            const at::Tensor& hardness, int64_t channel_dim,
+                                            std::optional<double> temperature) {
+  check_backward(grad_output, input, hardness, channel_dim, temperature);
+  auto grad_input = uninitialized_like(input);
+  auto grad_hardness = backward_into(grad_input, grad_output, input, hardness, channel_dim, temperature);
+  return {std::move(grad_input), std::move(grad_hardness)};
+}
+
+at::Tensor backward_inplace(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
+                            int64_t channel_dim, std::optional<double> temperature) {
+  check_backward(grad_output, input, hardness, channel_dim, temperature);
+  TORCH_CHECK_VALUE(grad_output.is_non_overlapping_and_dense(), "grad_output must be dense to be written to");
+  return backward_into(grad_output, grad_output, input, hardness, channel_dim, temperature);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lambda_gelu, CPU, m) {
+  m.impl("lambda_gelu", forward);
+  m.impl("lambda_gelu_backward", backward);
+  m.impl("lambda_gelu_backward_", backward_inplace);
+}
+
+}  // namespace lambda_gelu::cpu
