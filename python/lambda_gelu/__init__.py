@@ -15,7 +15,13 @@ from ._torch_version import check_torch_version as _check_torch_version
 _check_torch_version(_build_info.torch_version, _torch.__version__)
 
 from . import _C, relu_gap  # noqa: E402
-from .functional import lambda_gelu, softplus_lambda_gelu  # noqa: E402
+from .functional import (  # noqa: E402
+    gradient_reuse_count,
+    gradient_reuse_enabled,
+    lambda_gelu,
+    set_gradient_reuse,
+    softplus_lambda_gelu,
+)
 from .init import init_hardness_  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
 from .optim import HardnessScheduler, param_groups  # noqa: E402
@@ -31,11 +37,14 @@ __all__ = [
     "cmake_prefix_path",
     "convert_",
     "find_sites",
+    "gradient_reuse_count",
+    "gradient_reuse_enabled",
     "init_hardness_",
     "lambda_gelu",
     "param_groups",
     "relu_gap",
     "relu_substituted",
+    "set_gradient_reuse",
     "softplus_lambda_gelu",
     "to_relu_",
 ]
