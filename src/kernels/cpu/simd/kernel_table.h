@@ -1,0 +1,69 @@
+// What the loops of one instruction set offer: raw pointers in, one call per block of work.
+#pragma once
+
+#include <kernels/cpu/lambda_gelu.h>
+#include <kernels/gate.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lambda_gelu::kernels {
+
+/// Columns a tile of the column kernels can hold: with their gates and sums it stays in the first-level cache.
+inline constexpr std::int64_t kTileColumns = 1024;
+
+/// The gates of a tile of columns, one array per constant, in slot order (see DTypeKernels::column_slot).
+template <class T>
+struct GateTile {
+  alignas(64) T scale_hi[kTileColumns];
+  alignas(64) T scale_lo[kTileColumns];
+  alignas(64) T limit[kTileColumns];
+  alignas(64) T slope[kTileColumns];
+};
+
+/// Rows that share the gates of a tile. Strides are in elements.
+struct ColumnBlock {
+  const void* input = nullptr;
+  std::int64_t input_stride = 0;
+  const void* grad_output = nullptr;  ///< backward only
+  std::int64_t grad_output_stride = 0;
+  void* output = nullptr;
+  std::int64_t output_stride = 0;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;  ///< at most kTileColumns
+  bool stream = false;       ///< non-temporal stores: needs `output` and its row stride aligned to 64 bytes
+};
+
+/// `gate` and `gates` point to Gate<T> and GateTile<T>, T = double for float64 and float otherwise.
+struct DTypeKernels {
+  Formula forward_formula;
+  Formula backward_formula;
+  /// Slots of a tile hold even columns in the first half and odd ones in the second.
+  bool split_columns;
+
+  /// stream: non-temporal stores; needs the output aligned to 64 bytes.
+  void (*forward_span)(const void* input, void* output, std::int64_t size, const void* gate, bool stream);
+  /// Adds to lanes[kSumLanes] (see gate.h); `size` is a multiple of kSumBlock except in the last call of a piece.
+  void (*backward_span)(const void* input, const void* grad_output, void* dx, std::int64_t size, const void* gate,
+                        bool stream, double* lanes);
+  void (*forward_columns)(const ColumnBlock& block, const void* gates);
+  /// Adds to sums[slot]; `rows` is a multiple of kSumRows except in the last call of a chunk.
+  void (*backward_columns)(const ColumnBlock& block, const void* gates, double* sums);
+
+  /// Where column c of a tile has its gate and its sum.
+  std::int64_t column_slot(std::int64_t c) const { return split_columns ? (c & 1) * (kTileColumns / 2) + c / 2 : c; }
+};
+
+struct KernelTable {
+  const char* name;        ///< "avx512", "avx2" or "scalar"
+  DTypeKernels dtypes[4];  ///< by DType
+  /// Copies with non-temporal stores from cached memory to anywhere, `size` in bytes.
+  void (*stream_copy)(void* to, const void* from, std::int64_t size);
+  /// Orders non-temporal stores before what follows.
+  void (*flush_stream)();
+};
+
+/// The table of the instruction set in use.
+const KernelTable& active_kernels();
+
+}  // namespace lambda_gelu::kernels

@@ -1,0 +1,189 @@
+// Coefficients of the gate Phi(lambda x), the constants derived from lambda, and the contract of the lambda sum.
+// Plain C++ without dependencies: shared by every kernel, whatever it is compiled with.
+//
+// With z = lambda x and w = k |x|, k = lambda sqrt(1 / (2 ln 2)):  exp(-z^2 / 2) = 2^-(w^2)  and
+// Phi(-|z|) = 2^-(w^2) R(w). Tables and rational functions approximate R or log2 of the product; docs/kernels.md says
+// which is used where and how accurate it is.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace lambda_gelu::kernels {
+
+// --- The sum over g x^2 phi(z): the same bits for every number of threads and every instruction set -----------------
+/// Elements are dealt to this many virtual lanes in turn, from the start of a block.
+inline constexpr int kSumLanes = 16;
+/// A lane adds in the kernel's compute type for this many elements, then in double.
+inline constexpr int kSumBlock = 1024;
+/// Lanes are added by one fixed tree at the end of a piece of this many elements: one double per piece.
+inline constexpr int kSumPiece = 16384;
+/// One lambda per column: rows added in the compute type before they are added in double.
+inline constexpr int kSumRows = 64;
+
+// --- Constants ------------------------------------------------------------------------------------------------------
+inline constexpr double kInvSqrt2Pi = 0.39894228040143267794;
+/// sqrt(1 / (2 ln 2)) = kSqrtHalfLog2e + kSqrtHalfLog2eLow
+inline constexpr double kSqrtHalfLog2e = 0x1.b2da4e9808a53p-1;
+inline constexpr double kSqrtHalfLog2eLow = -0x1.dede1a6b5e413p-56;
+
+/// How a kernel evaluates the gate. Each has its own reading of Gate.
+enum class Formula : std::uint8_t {
+  kRational,     ///< float32 grade: 2^-(w^2) by table and cubic with the exact error of w^2, R = P / Q of degrees 4, 5
+  kRationalMid,  ///< 16-bit grade: no compensation, degrees 3, 4
+  kLog,          ///< float32 grade, forward only: log2 Phi(-|z|) by 31 quartics, no division
+  kDouble,       ///< float64: degrees 9, 10
+};
+
+/// The constants of one lambda. T is the type the kernel computes in.
+template <class T>
+struct Gate {
+  T scale_hi;  ///< k (kLog: k / LogTable::step) rounded to T
+  T scale_lo;  ///< what the rounding left
+  T limit;     ///< |x| is clamped here; beyond it the gate is 0 or 1
+  T slope;     ///< lambda / sqrt(2 pi): z phi(z) = slope |x| 2^-(w^2) in magnitude
+};
+
+/// 2^-r on |r| <= 1/16, with the table of 2^-(j/8): relative error 2^-25.2.
+struct ExpTable8 {
+  /// bits((float)2^(-j/8)) + (j << 20), so that subtracting (n * 8 + j) << 20 leaves 2^-(n + j/8).
+  static constexpr std::uint32_t bits[8] = {0x3f800000u, 0x3f7ac0c7u, 0x3f7744fdu, 0x3f75672au,
+                                            0x3f7504f3u, 0x3f75fed7u, 0x3f7837f0u, 0x3f7b95c2u};
+  static constexpr int shift = 20;
+  static constexpr float round = 1572864.0f;  ///< 1.5 * 2^20: adding it rounds to multiples of 1/8
+  static constexpr float p[4] = {-0.0554878972f, 0.240257606f, -0.693147242f, 1.0f};  // highest degree first
+};
+
+/// R(w) on [0, 12.4] to 1.4e-8 relative, rounded to float.
+struct RationalFloat {
+  static constexpr float p[5] = {0.0078659961f, 0.06609229f, 0.253468364f, 0.515464962f, 0.5f};
+  static constexpr float q[6] = {0.0232148711f, 0.195072621f, 0.764567912f, 1.66482067f, 1.97036755f, 1.0f};
+};
+
+/// R(w) on [0, 11.2] to 3.8e-7 relative.
+struct RationalMid {
+  static constexpr float p[4] = {0.0272112787f, 0.16359058f, 0.423134208f, 0.5f};
+  static constexpr float q[5] = {0.0803203583f, 0.48244676f, 1.31173849f, 1.78569174f, 1.0f};
+};
+
+/// R(w) on [0, 33] to 5.4e-17 relative, and 2^-r on |r| <= 1/2.
+struct RationalDouble {
+  static constexpr double p[10] = {5.995898407475463176e-6, .0001370376905335638207,
+                                   .001533283313825838809,  .01086540375920978025,
+                                   .05333636941978876488,   .1874429550108900961,
+                                   .4716673457759664949,    .8228275700742155832,
+                                   .9119421127128171001,    .5};
+  static constexpr double q[11] = {1.769587036967880438e-5,
+                                   .0004044433448629284969,
+                                   .004537988770611885147,
+                                   .03235912813138129698,
+                                   .1606590317045941455,
+                                   .5759166795323224144,
+                                   1.500952813551642182,
+                                   2.795628262082467624,
+                                   3.548475193596518124,
+                                   2.763321504125277792,
+                                   1.};
+  static constexpr double e[12] = {4.4558179083360645e-10, 7.074194297288521e-09,  1.0178057087733941e-07,
+                                   1.3215432535912375e-06, 1.5252733841556773e-05, 0.00015403530463724353,
+                                   0.001333355814640647,   0.009618129107587256,   0.055504108664821625,
+                                   0.24022650695910158,    0.6931471805599453,     1.};
+  static constexpr double round = 6755399441055744.0;  ///< 1.5 * 2^52: adding it rounds to an integer
+  static constexpr int shift = 52;
+};
+
+/// -log2 Phi(-|z|) = base[j] + c0[j] + t (c1[j] + t (c2[j] + t (c3[j] + t c4[j]))) where w = step (j + t), |t| <= 1/2.
+/// Entry 31 stands for everything beyond: 2^-127 by bits, that is 0. base is a multiple of 1/16: an even multiple of
+/// the grid of ExpTable32, or the two ways of rounding to that grid would break ties differently.
+struct LogTable {
+  static constexpr double step = 0.3597993;
+  static constexpr double end = 30.9;  ///< in steps; z = -12.92
+  static constexpr float c0[32] = {1.08501756e-10f, -0.0511782654f,  -0.0416612253f, 0.0450119525f,
+                                   -0.0287197437f,  -0.00352843967f, 0.0025920833f,  -0.00505743455f,
+                                   -0.0224245563f,  -0.0463739038f,  0.0505508631f,  0.0202981345f,
+                                   -0.0105679948f,  -0.0407775901f,  0.0557114854f,  0.0297629666f,
+                                   0.00709933043f,  -0.0116699059f,  -0.0260264687f, -0.0355264284f,
+                                   -0.0397869647f,  -0.0384758785f,  -0.031303212f,  -0.0180145279f,
+                                   0.00161459367f,  0.0277830046f,   0.0606676824f,  -0.0245732237f,
+                                   0.0222021621f,   -0.0488784388f,  0.0123003516f,  0.0f};
+  static constexpr float c1[32] = {
+      0.487643719f, 0.663544595f, 0.858217835f, 1.06718576f, 1.28689194f, 1.51464796f, 1.74846888f, 1.98690188f,
+      2.22888231f,  2.47362542f,  2.72054672f,  2.96920705f, 3.21927142f, 3.47048235f, 3.72263908f, 3.97558379f,
+      4.22919035f,  4.48335743f,  4.73800325f,  4.99306059f, 5.24847364f, 5.50419664f, 5.76019096f, 6.0164237f,
+      6.27286768f,  6.52949858f,  6.78629684f,  7.04324484f, 7.3003273f,  7.55753088f, 7.81484413f, 0.0f};
+  static constexpr float c2[32] = {
+      0.0824140832f, 0.0930523798f, 0.101245873f, 0.10742639f,  0.112057231f, 0.115534797f, 0.118166298f, 0.120178901f,
+      0.121736817f,  0.122957967f,  0.123927079f, 0.124705426f, 0.12533766f,  0.125856698f, 0.126287043f, 0.126647115f,
+      0.126950979f,  0.12720941f,   0.127430826f, 0.127621815f, 0.12778756f,  0.127932265f, 0.128059253f, 0.12817128f,
+      0.128270552f,  0.128358915f,  0.128437892f, 0.128508732f, 0.128572524f, 0.128630146f, 0.128682375f, 0.0f};
+  static constexpr float c3[32] = {0.0039848024f,   0.00312044774f,  0.00237157103f,  0.00177988701f,
+                                   0.00133395509f,  0.00100469938f,  0.000764500292f, 0.000588434166f,
+                                   0.000458761497f, 0.000361450162f, 0.000288940675f, 0.000232616338f,
+                                   0.000190060178f, 0.000157049508f, 0.000131338849f, 0.000109756467f,
+                                   9.25104978e-05f, 7.94979424e-05f, 6.83219841e-05f, 5.86213609e-05f,
+                                   5.17335284e-05f, 4.54808469e-05f, 3.95484276e-05f, 3.54506919e-05f,
+                                   3.05384565e-05f, 2.85197275e-05f, 2.55343275e-05f, 2.23901552e-05f,
+                                   1.9595167e-05f,  1.79206108e-05f, 1.67942708e-05f, 0.0f};
+  static constexpr float c4[32] = {-0.000221411916f, -0.000205121803f, -0.000167829101f, -0.000128664396f,
+                                   -9.55466239e-05f, -7.00712626e-05f, -5.11812796e-05f, -3.7615966e-05f,
+                                   -2.78672487e-05f, -2.08723341e-05f, -1.5788275e-05f,  -1.2102907e-05f,
+                                   -9.36322158e-06f, -7.33792285e-06f, -5.84599911e-06f, -4.66590382e-06f,
+                                   -3.78714367e-06f, -3.05739013e-06f, -2.51024949e-06f, -2.11188558e-06f,
+                                   -1.74009551e-06f, -1.48772244e-06f, -1.23233019e-06f, -1.06486107e-06f,
+                                   -9.036047e-07f,   -7.83205394e-07f, -6.95894187e-07f, -5.84589088e-07f,
+                                   -5.23954157e-07f, -4.5329395e-07f,  -4.16741472e-07f, 0.0f};
+  static constexpr float base[32] = {1.0f,   1.625f,  2.375f,  3.25f,   4.5f,     5.875f,   7.5f,   9.375f,
+                                     11.5f,  13.875f, 16.375f, 19.25f,  22.375f,  25.75f,   29.25f, 33.125f,
+                                     37.25f, 41.625f, 46.25f,  51.125f, 56.25f,   61.625f,  67.25f, 73.125f,
+                                     79.25f, 85.625f, 92.25f,  99.25f,  106.375f, 113.875f, 121.5f, 127.0f};
+};
+
+/// 2^-r on |r| <= 1/64, with the table of 2^-(j/32): relative error 2^-24.2.
+struct ExpTable32 {
+  static constexpr std::uint32_t bits[32] = {
+      0x3f800000u, 0x3f7e83b3u, 0x3f7d257du, 0x3f7be4bau, 0x3f7ac0c7u, 0x3f79b907u, 0x3f78ccdfu, 0x3f77fbb8u,
+      0x3f7744fdu, 0x3f76a81eu, 0x3f76248cu, 0x3f75b9beu, 0x3f75672au, 0x3f752c4du, 0x3f7508a4u, 0x3f74fbafu,
+      0x3f7504f3u, 0x3f7523f6u, 0x3f75583fu, 0x3f75a15bu, 0x3f75fed7u, 0x3f767043u, 0x3f76f532u, 0x3f778d3au,
+      0x3f7837f0u, 0x3f78f4f0u, 0x3f79c3d3u, 0x3f7aa43au, 0x3f7b95c2u, 0x3f7c980fu, 0x3f7daac3u, 0x3f7ecd87u};
+  static constexpr int shift = 18;
+  static constexpr float round = 393216.0f;  ///< 1.5 * 2^18
+  static constexpr float p[3] = {0.240226805f, -0.693157315f, 1.0f};
+};
+
+// --- Constants of one lambda ----------------------------------------------------------------------------------------
+/// The constants for lambda, in the reading of `formula`. Any lambda: NaN stays NaN, and a lambda outside the range of
+/// T's normal numbers is moved into it, where the gate already is that of ReLU or 1/2.
+template <class T>
+Gate<T> make_gate(Formula formula, double lambda) {
+  const double largest = sizeof(T) == 4 ? 1e37 : 1e300;
+  const double smallest = sizeof(T) == 4 ? 2e-38 : 1e-300;
+  if (lambda > largest) lambda = largest;
+  if (lambda < smallest) lambda = smallest;
+
+  const double unit = formula == Formula::kLog ? LogTable::step : 1.0;
+  const double k = lambda * kSqrtHalfLog2e;
+  const double k_low = std::fma(lambda, kSqrtHalfLog2eLow, std::fma(lambda, kSqrtHalfLog2e, -k));
+  const double end = formula == Formula::kLog ? LogTable::end : formula == Formula::kDouble ? 31.9 : 10.95;
+
+  Gate<T> gate;
+  if (formula == Formula::kDouble) {
+    gate.scale_hi = static_cast<T>(k);
+    gate.scale_lo = static_cast<T>(k_low);
+  } else {
+    gate.scale_hi = static_cast<T>(k / unit);
+    gate.scale_lo = static_cast<T>(k / unit - gate.scale_hi + k_low / unit);
+  }
+  gate.limit = static_cast<T>(std::fmin(end * unit / k, static_cast<double>(std::numeric_limits<T>::max())));
+  gate.slope = static_cast<T>(lambda * kInvSqrt2Pi);
+  return gate;
+}
+
+/// Backward kernels add up g 2^-(w^2) w |x|; times this it is g x^2 phi(z). Not w^2, which would leave the range of
+/// float for lambda far from 1.
+template <class T>
+double unscaled_sum_to_gradient(double sum, const Gate<T>& gate) {
+  return sum * kInvSqrt2Pi / static_cast<double>(gate.scale_hi);
+}
+
+}  // namespace lambda_gelu::kernels
