@@ -6,7 +6,7 @@
 #include <limits>
 #include <numbers>
 
-#include "expect_refusal.h"
+#include "../expect_refusal.h"
 #include "quadrature.h"
 
 namespace lambda_gelu {

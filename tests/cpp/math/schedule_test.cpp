@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "expect_refusal.h"
+#include "../expect_refusal.h"
 
 namespace lambda_gelu {
 namespace {
