@@ -1,0 +1,14 @@
+#pragma once
+
+/// The whole public interface.
+#include <lambda_gelu/math/hardness.h>
+#include <lambda_gelu/math/relu_gap.h>
+#include <lambda_gelu/math/schedule.h>
+#include <lambda_gelu/nn/hardness_scheduler.h>
+#include <lambda_gelu/nn/init.h>
+#include <lambda_gelu/nn/lambda_gelu.h>
+#include <lambda_gelu/nn/param_groups.h>
+#include <lambda_gelu/nn/sites.h>
+#include <lambda_gelu/nn/substitution.h>
+#include <lambda_gelu/ops/cpu_target.h>
+#include <lambda_gelu/ops/functional.h>
