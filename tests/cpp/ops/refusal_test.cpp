@@ -1,4 +1,5 @@
 // Every refusal: before anything is computed, in words that name the argument, what was expected and what came.
+#include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 #include <lambda_gelu/ops/functional.h>
@@ -7,24 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "testing.h"
+#include "../expect_refusal.h"
 
 namespace lambda_gelu::testing {
 namespace {
-
-template <class Error, class Call>
-void expect_refusal(const std::string& message, const Call& call) {
-  SCOPED_TRACE(message);
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find(message), std::string::npos) << "got: " << error.what();
-    return;
-  } catch (const std::exception& error) {
-    FAIL() << "another exception: " << error.what();
-  }
-  FAIL() << "nothing was thrown";
-}
 
 class Refusal : public ::testing::TestWithParam<at::DeviceType> {
  protected:
@@ -39,48 +26,48 @@ INSTANTIATE_TEST_SUITE_P(Op, Refusal, ::testing::Values(at::kCPU, at::kMeta),
 TEST_P(Refusal, InputDtype) {
   for (const auto& [dtype, name] : std::vector<std::pair<at::ScalarType, std::string>>{
            {at::kLong, "int64"}, {at::kByte, "uint8"}, {at::kBool, "bool"}, {at::kComplexFloat, "complex64"}}) {
-    expect_refusal<c10::TypeError>("input must be float32, float64, bfloat16 or float16, got " + name,
-                                   [&, d = dtype] { lambda_gelu(zeros({2, 3}, d), ones(1)); });
+    expect_refusal<c10::TypeError>([&, d = dtype] { lambda_gelu(zeros({2, 3}, d), ones(1)); },
+                                   "input must be float32, float64, bfloat16 or float16, got " + name);
   }
 }
 
 TEST_P(Refusal, HardnessDtype) {
-  expect_refusal<c10::TypeError>("hardness must be float32, float64 or of input's dtype float32, got float16",
-                                 [&] { lambda_gelu(zeros({2, 3}), ones(1, at::kHalf)); });
-  expect_refusal<c10::TypeError>("hardness must be float32, float64 or of input's dtype float16, got bfloat16",
-                                 [&] { lambda_gelu(zeros({2, 3}, at::kHalf), ones(1, at::kBFloat16)); });
-  expect_refusal<c10::TypeError>("hardness must be float32, float64 or of input's dtype float32, got int64",
-                                 [&] { lambda_gelu(zeros({2, 3}), ones(1, at::kLong)); });
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}), ones(1, at::kHalf)); },
+                                 "hardness must be float32, float64 or of input's dtype float32, got float16");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}, at::kHalf), ones(1, at::kBFloat16)); },
+                                 "hardness must be float32, float64 or of input's dtype float16, got bfloat16");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}), ones(1, at::kLong)); },
+                                 "hardness must be float32, float64 or of input's dtype float32, got int64");
 }
 
 TEST_P(Refusal, HardnessShape) {
-  expect_refusal<c10::ValueError>("hardness must have 1 or 64 elements (input.size(1)), got 32",
-                                  [&] { lambda_gelu(zeros({2, 64, 5}), ones(32)); });
-  expect_refusal<c10::ValueError>("hardness must have 1 or 5 elements (input.size(2)), got 64",
-                                  [&] { lambda_gelu(zeros({2, 64, 5}), ones(64), -1); });
-  expect_refusal<c10::ValueError>("hardness must have 1 or 64 elements (input.size(1)), got 0",
-                                  [&] { lambda_gelu(zeros({2, 64, 5}), ones(0)); });
-  expect_refusal<c10::ValueError>("hardness must have one dimension, got shape [3, 1]",
-                                  [&] { lambda_gelu(zeros({2, 3}), zeros({3, 1})); });
-  expect_refusal<c10::ValueError>("hardness must have one dimension, got shape []",
-                                  [&] { lambda_gelu(zeros({2, 3}), zeros({})); });
-  expect_refusal<c10::ValueError>("hardness must have 1 element for an input without dimensions, got 3",
-                                  [&] { lambda_gelu(zeros({}), ones(3)); });
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 64, 5}), ones(32)); },
+                                  "hardness must have 1 or 64 elements (input.size(1)), got 32");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 64, 5}), ones(64), -1); },
+                                  "hardness must have 1 or 5 elements (input.size(2)), got 64");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 64, 5}), ones(0)); },
+                                  "hardness must have 1 or 64 elements (input.size(1)), got 0");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 3}), zeros({3, 1})); },
+                                  "hardness must have one dimension, got shape [3, 1]");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 3}), zeros({})); },
+                                  "hardness must have one dimension, got shape []");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({}), ones(3)); },
+                                  "hardness must have 1 element for an input without dimensions, got 3");
 }
 
 TEST_P(Refusal, HardnessDevice) {
   const auto other = GetParam() == at::kCPU ? at::kMeta : at::kCPU;
-  expect_refusal<c10::Error>("hardness must be on input's device",
-                             [&] { lambda_gelu(zeros({2, 3}), at::ones({1}, other)); });
+  expect_refusal<c10::Error>([&] { lambda_gelu(zeros({2, 3}), at::ones({1}, other)); },
+                             "hardness must be on input's device");
 }
 
 TEST_P(Refusal, ChannelDim) {
-  expect_refusal<c10::ValueError>("channel_dim must be in [-3, 2] for an input of shape [2, 64, 5], got 3",
-                                  [&] { lambda_gelu(zeros({2, 64, 5}), ones(64), 3); });
-  expect_refusal<c10::ValueError>("channel_dim must be in [-3, 2] for an input of shape [2, 64, 5], got -4",
-                                  [&] { lambda_gelu(zeros({2, 64, 5}), ones(64), -4); });
-  expect_refusal<c10::ValueError>("channel_dim must be in [-1, 0] for an input of shape [64], got 1",
-                                  [&] { lambda_gelu(zeros({64}), ones(64)); });
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 64, 5}), ones(64), 3); },
+                                  "channel_dim must be in [-3, 2] for an input of shape [2, 64, 5], got 3");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 64, 5}), ones(64), -4); },
+                                  "channel_dim must be in [-3, 2] for an input of shape [2, 64, 5], got -4");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({64}), ones(64)); },
+                                  "channel_dim must be in [-1, 0] for an input of shape [64], got 1");
 }
 
 TEST_P(Refusal, Temperature) {
@@ -89,63 +76,65 @@ TEST_P(Refusal, Temperature) {
                                                    {-0.5, "-0.5"},
                                                    {std::numeric_limits<double>::infinity(), "inf"},
                                                    {std::numeric_limits<double>::quiet_NaN(), "nan"}}) {
-    expect_refusal<c10::ValueError>("temperature must be finite and positive, got " + text,
-                                    [&, v = value] { softplus_lambda_gelu(zeros({2, 3}), ones(1), v); });
-    expect_refusal<c10::ValueError>("temperature must be finite and positive, got " + text, [&, v = value] {
-      lambda_gelu_backward(zeros({2, 3}), zeros({2, 3}), ones(1), 1, v);
-    });
+    expect_refusal<c10::ValueError>([&, v = value] { softplus_lambda_gelu(zeros({2, 3}), ones(1), v); },
+                                    "temperature must be finite and positive, got " + text);
+    expect_refusal<c10::ValueError>(
+        [&, v = value] { lambda_gelu_backward(zeros({2, 3}), zeros({2, 3}), ones(1), 1, v); },
+        "temperature must be finite and positive, got " + text);
   }
 }
 
 TEST_P(Refusal, HardnessAsANumber) {
   for (const double value :
        {0.0, -1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
-    expect_refusal<c10::ValueError>("hardness must be finite and positive, got",
-                                    [&] { lambda_gelu(zeros({2, 3}), value); });
+    expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 3}), value); },
+                                    "hardness must be finite and positive, got");
   }
 }
 
 TEST_P(Refusal, GradOutput) {
-  expect_refusal<c10::ValueError>("grad_output must have input's shape [2, 3], got [3, 2]",
-                                  [&] { lambda_gelu_backward(zeros({3, 2}), zeros({2, 3}), ones(1)); });
-  expect_refusal<c10::ValueError>("grad_output must have input's shape [2, 3], got [2, 3, 1]",
-                                  [&] { lambda_gelu_backward(zeros({2, 3, 1}), zeros({2, 3}), ones(1)); });
-  expect_refusal<c10::TypeError>("grad_output must be of input's dtype float32, got float64",
-                                 [&] { lambda_gelu_backward(zeros({2, 3}, at::kDouble), zeros({2, 3}), ones(1)); });
+  expect_refusal<c10::ValueError>([&] { lambda_gelu_backward(zeros({3, 2}), zeros({2, 3}), ones(1)); },
+                                  "grad_output must have input's shape [2, 3], got [3, 2]");
+  expect_refusal<c10::ValueError>([&] { lambda_gelu_backward(zeros({2, 3, 1}), zeros({2, 3}), ones(1)); },
+                                  "grad_output must have input's shape [2, 3], got [2, 3, 1]");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu_backward(zeros({2, 3}, at::kDouble), zeros({2, 3}), ones(1)); },
+                                 "grad_output must be of input's dtype float32, got float64");
 }
 
 TEST_P(Refusal, BackwardRepeatsTheChecksOfForward) {
-  expect_refusal<c10::ValueError>("hardness must have 1 or 3 elements (input.size(1)), got 2",
-                                  [&] { lambda_gelu_backward(zeros({2, 3}), zeros({2, 3}), ones(2)); });
-  expect_refusal<c10::TypeError>("input must be float32, float64, bfloat16 or float16, got int64", [&] {
-    lambda_gelu_backward(zeros({2, 3}, at::kLong), zeros({2, 3}, at::kLong), ones(1));
-  });
+  expect_refusal<c10::ValueError>([&] { lambda_gelu_backward(zeros({2, 3}), zeros({2, 3}), ones(2)); },
+                                  "hardness must have 1 or 3 elements (input.size(1)), got 2");
+  expect_refusal<c10::TypeError>(
+      [&] { lambda_gelu_backward(zeros({2, 3}, at::kLong), zeros({2, 3}, at::kLong), ones(1)); },
+      "input must be float32, float64, bfloat16 or float16, got int64");
 }
 
 TEST(RefusalOfLayouts, SparseQuantizedAndNested) {
   const auto dense = at::ones({2, 3});
   const auto hardness = at::ones({1});
-  expect_refusal<c10::TypeError>("input must be a dense tensor, got layout Sparse",
-                                 [&] { lambda_gelu(dense.to_sparse(), hardness); });
-  expect_refusal<c10::TypeError>("input must be a dense tensor, got layout SparseCsr",
-                                 [&] { lambda_gelu(dense.to_sparse_csr(), hardness); });
-  expect_refusal<c10::TypeError>("input must be float32, float64, bfloat16 or float16, got quint8",
-                                 [&] { lambda_gelu(at::quantize_per_tensor(dense, 0.1, 0, at::kQUInt8), hardness); });
-  expect_refusal<c10::TypeError>("input must be a dense tensor, got a nested tensor", [&] {
-    lambda_gelu(at::_nested_tensor_from_tensor_list({at::ones({2}), at::ones({3})}, {}, {}, {}, {}), hardness);
-  });
-  expect_refusal<c10::TypeError>("hardness must be a dense tensor, got layout Sparse",
-                                 [&] { lambda_gelu(dense, hardness.to_sparse()); });
-  expect_refusal<c10::TypeError>("grad_output must be a dense tensor, got layout Sparse",
-                                 [&] { lambda_gelu_backward(dense.to_sparse(), dense, hardness); });
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(dense.to_sparse(), hardness); },
+                                 "input must be a dense tensor, got layout Sparse");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(dense.to_sparse_csr(), hardness); },
+                                 "input must be a dense tensor, got layout SparseCsr");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(at::quantize_per_tensor(dense, 0.1, 0, at::kQUInt8), hardness); },
+                                 "input must be float32, float64, bfloat16 or float16, got quint8");
+  expect_refusal<c10::TypeError>(
+      [&] {
+        lambda_gelu(at::_nested_tensor_from_tensor_list({at::ones({2}), at::ones({3})}, {}, {}, {}, {}), hardness);
+      },
+      "input must be a dense tensor, got a nested tensor");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu(dense, hardness.to_sparse()); },
+                                 "hardness must be a dense tensor, got layout Sparse");
+  expect_refusal<c10::TypeError>([&] { lambda_gelu_backward(dense.to_sparse(), dense, hardness); },
+                                 "grad_output must be a dense tensor, got layout Sparse");
 }
 
 TEST(RefusalOfLayouts, WhereAGradientIsAskedForToo) {
-  expect_refusal<c10::TypeError>("input must be a dense tensor, got layout Sparse",
-                                 [] { lambda_gelu(at::ones({2, 3}).to_sparse().requires_grad_(), at::ones({1})); });
-  expect_refusal<c10::ValueError>("hardness must have 1 or 3 elements (input.size(1)), got 2", [] {
-    lambda_gelu(at::ones({2, 3}).requires_grad_(), at::ones({2}).requires_grad_());
-  });
+  expect_refusal<c10::TypeError>([] { lambda_gelu(at::ones({2, 3}).to_sparse().requires_grad_(), at::ones({1})); },
+                                 "input must be a dense tensor, got layout Sparse");
+  expect_refusal<c10::ValueError>(
+      [] { lambda_gelu(at::ones({2, 3}).requires_grad_(), at::ones({2}).requires_grad_()); },
+      "hardness must have 1 or 3 elements (input.size(1)), got 2");
 }
 
 }  // namespace
