@@ -33,6 +33,7 @@ enum class Formula : std::uint8_t {
   kRational,     ///< float32 grade: 2^-(w^2) by table and cubic with the exact error of w^2, R = P / Q of degrees 4, 5
   kRationalMid,  ///< 16-bit grade: no compensation, degrees 3, 4
   kLog,          ///< float32 grade, forward only: log2 Phi(-|z|) by 31 quartics, no division
+  kLogMid,       ///< 16-bit grade, forward only: the same by 24 cubics
   kDouble,       ///< float64: degrees 9, 10
 };
 
@@ -139,6 +140,93 @@ struct LogTable {
                                      79.25f, 85.625f, 92.25f,  99.25f,  106.375f, 113.875f, 121.5f, 127.0f};
 };
 
+/// -log2 Phi(-|z|) = base[j] + c0[j] + t (c1[j] + t (c2[j] + t c3[j])) to 2^-20, where v = 1 + scale w, j = the
+/// exponent and two bits of v, and v = (the lower end of interval j) + t. Entries that no v reaches are 0.
+struct LogMidTable {
+  static constexpr double scale = 1.004;
+  static constexpr double end = 11.3;  ///< in w; z = -13.3
+  static constexpr int shift = 20;
+  static constexpr std::uint32_t mask = 0xfff00000u;
+  static constexpr float c0[32] = {-0.00905668549f,
+                                   -0.00331260706f,
+                                   -0.0175145995f,
+                                   0.0136522977f,
+                                   0.0299981944f,
+                                   -0.0290741436f,
+                                   0.0255100001f,
+                                   0.00756095489f,
+                                   -0.0193240363f,
+                                   0.0286474973f,
+                                   -0.01223421f,
+                                   -0.0126860775f,
+                                   0.0305027645f,
+                                   -0.00521164294f,
+                                   0.00708391145f,
+                                   0.00640440825f,
+                                   -0.00603207015f,
+                                   0.000111404501f,
+                                   -0.0309293196f,
+                                   0.0301145148f,
+                                   0.0f,
+                                   0.0f,
+                                   0.0f,
+                                   0.0f,
+                                   0.0f,
+                                   -0.00872972608f,
+                                   0.00322291488f,
+                                   -0.0257650707f,
+                                   0.0301098321f,
+                                   -0.0159190018f,
+                                   0.02431578f,
+                                   0.0264200792f};
+  static constexpr float c1[32] = {
+      2.81718922f, 3.23099375f, 3.65721679f, 4.09361792f, 4.53838539f, 4.99005985f, 5.4474659f,  5.90965557f,
+      6.37582779f, 7.31791592f, 8.26992512f, 9.22929668f, 10.1942482f, 11.1635103f, 12.1361609f, 13.111515f,
+      14.0890379f, 16.0492039f, 18.0143929f, 19.9831924f, 0.0f,        0.0f,        0.0f,        0.0f,
+      1.34991717f, 1.51166594f, 1.68073308f, 1.85651851f, 2.03844643f, 2.22597122f, 2.41858292f, 2.61580873f};
+  static constexpr float c2[32] = {
+      0.814021587f, 0.841320574f, 0.86367166f,  0.882010758f, 0.897118568f, 0.90962559f,  0.92003864f,  0.92875731f,
+      0.936389327f, 0.947818995f, 0.956222296f, 0.962538242f, 0.967380464f, 0.971160412f, 0.974153817f, 0.976564527f,
+      0.978615165f, 0.981554031f, 0.983637571f, 0.985164464f, 0.0f,         0.0f,         0.0f,         0.0f,
+      0.631783485f, 0.662289977f, 0.690336764f, 0.716026664f, 0.739468396f, 0.760799348f, 0.78015995f,  0.797705054f};
+  static constexpr float c3[32] = {0.0365099162f,
+                                   0.0298923794f,
+                                   0.0245279316f,
+                                   0.0202092975f,
+                                   0.0167311765f,
+                                   0.0139263226f,
+                                   0.011652953f,
+                                   0.00980644487f,
+                                   0.00768398959f,
+                                   0.0056457147f,
+                                   0.00424072193f,
+                                   0.00324800634f,
+                                   0.00253132661f,
+                                   0.0020020653f,
+                                   0.00161308597f,
+                                   0.00131376297f,
+                                   0.000990674831f,
+                                   0.000701537065f,
+                                   0.000513522362f,
+                                   0.000386297645f,
+                                   0.0f,
+                                   0.0f,
+                                   0.0f,
+                                   0.0f,
+                                   0.081415616f,
+                                   0.0748125538f,
+                                   0.0685411021f,
+                                   0.0625536516f,
+                                   0.0569193438f,
+                                   0.0516555943f,
+                                   0.0468150787f,
+                                   0.0423914678f};
+  static constexpr float base[32] = {3.062f,  3.812f,  4.688f,  5.625f,   6.688f,  7.938f,  9.188f,  10.625f,
+                                     12.188f, 15.562f, 19.5f,   23.875f,  28.688f, 34.062f, 39.875f, 46.188f,
+                                     53.0f,   68.062f, 85.125f, 104.062f, 127.0f,  127.0f,  127.0f,  127.0f,
+                                     1.0f,    1.188f,  1.375f,  1.625f,   1.812f,  2.125f,  2.375f,  2.688f};
+};
+
 /// 2^-r on |r| <= 1/64, with the table of 2^-(j/32): relative error 2^-24.2.
 struct ExpTable32 {
   static constexpr std::uint32_t bits[32] = {
@@ -161,10 +249,16 @@ Gate<T> make_gate(Formula formula, double lambda) {
   if (lambda > largest) lambda = largest;
   if (lambda < smallest) lambda = smallest;
 
-  const double unit = formula == Formula::kLog ? LogTable::step : 1.0;
+  // kLog and kLogMid count w in units of their own.
+  const double unit = formula == Formula::kLog      ? LogTable::step
+                      : formula == Formula::kLogMid ? 1 / LogMidTable::scale
+                                                    : 1.0;
   const double k = lambda * kSqrtHalfLog2e;
   const double k_low = std::fma(lambda, kSqrtHalfLog2eLow, std::fma(lambda, kSqrtHalfLog2e, -k));
-  const double end = formula == Formula::kLog ? LogTable::end : formula == Formula::kDouble ? 31.9 : 10.95;
+  const double end = formula == Formula::kLog      ? LogTable::end * LogTable::step
+                     : formula == Formula::kLogMid ? LogMidTable::end
+                     : formula == Formula::kDouble ? 31.9
+                                                   : 10.95;
 
   Gate<T> gate;
   if (formula == Formula::kDouble) {
@@ -174,7 +268,7 @@ Gate<T> make_gate(Formula formula, double lambda) {
     gate.scale_hi = static_cast<T>(k / unit);
     gate.scale_lo = static_cast<T>(k / unit - gate.scale_hi + k_low / unit);
   }
-  gate.limit = static_cast<T>(std::fmin(end * unit / k, static_cast<double>(std::numeric_limits<T>::max())));
+  gate.limit = static_cast<T>(std::fmin(end / k, static_cast<double>(std::numeric_limits<T>::max())));
   gate.slope = static_cast<T>(lambda * kInvSqrt2Pi);
   return gate;
 }

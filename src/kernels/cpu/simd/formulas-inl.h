@@ -56,16 +56,16 @@ struct RationalFormula {
     const auto ax = absolute(x);
     const auto a = clamp(gate.limit, ax);
     const auto w = gate.scale_hi * a;
-    const auto square = w * w;
+    const auto ratio = rational(w, Coefficients::p, Coefficients::q);
+    // Fused, so that the rounding of w^2 is no part of r.
     const auto round = constant<D, U>(ExpTable8::round);
-    const auto sum = square + round;
-    auto r = remainder<3>(square, sum, round);
+    const auto sum = fma(w, w, round);
+    auto r = fms(w, w, sum - round);
     if constexpr (kCompensated) {
-      // w + low is k |x| to twice the precision; the error of its square would be amplified by w^2 in the exponential.
+      // w + low is k |x| to twice the precision; an error of w would be amplified by w in the exponential.
       const auto low = fma(gate.scale_lo, a, fms(gate.scale_hi, a, w));
-      r = r + fma(w + w, low, fms(w, w, square));
+      r = fma(w + w, low, r);
     }
-    const auto ratio = polynomial(w, Coefficients::p) / polynomial(w, Coefficients::q);
     const auto entries = look_up(table, ExpTable8::bits, sum);
     Pack<D, U> power;
     LG_EACH power.v[u] =
@@ -86,7 +86,21 @@ using FloatFormula = RationalFormula<RationalFloat, true>;
 using MidFormula = RationalFormula<RationalMid, false>;
 
 #if LAMBDA_GELU_AVX512
-/// kLog: no division, and no cut either, because the last entry of the table is 2^-127.
+// kLog and kLogMid: -log2 Phi(-|z|) by a polynomial per interval, then one exponential; no division, and no cut either,
+// because the last entries of the tables are 2^-127 by bits. NaN comes back through relu_keeping_nan.
+template <int U>
+HWY_INLINE Pack<DF, U> forward_from_log(const Pack<DF, U>& x, const Pack<DF, U>& a, const Pack<DF, U>& log,
+                                        const Pack<DF, U>& round, const Table32& table) {
+  const hn::RebindToUnsigned<DF> bits;
+  const auto sum = log + round;
+  const auto r = remainder<5>(log);
+  auto power = look_up(table, sum);
+  LG_EACH power.v[u] = hn::BitCast(
+      DF(), hn::Sub(hn::BitCast(bits, power.v[u]), hn::ShiftLeft<ExpTable32::shift>(hn::BitCast(bits, sum.v[u]))));
+  return fnma(a * power, polynomial(r, ExpTable32::p), relu_keeping_nan(x));
+}
+
+/// kLog: intervals of equal width.
 struct LogFormula {
   using D = DF;
   Table32 c0, c1, c2, c3, c4, round, table;
@@ -102,8 +116,7 @@ struct LogFormula {
 
   template <int U>
   HWY_INLINE Pack<D, U> forward(const Pack<D, U>& x, const GatePack<D, U>& gate) const {
-    const hn::RebindToUnsigned<D> bits;
-    const auto a = clamp(gate.limit, absolute(x));
+    const auto a = clamp_magnitude(gate.limit, x);
     const auto nearest = constant<D, U>(12582912.0f);  // 1.5 * 2^23
     const auto index = fma(gate.scale_hi, a, nearest);
     const auto t = fma(gate.scale_lo, a, fms(gate.scale_hi, a, index - nearest));
@@ -112,20 +125,50 @@ struct LogFormula {
     v = fma(v, t, look_up(c1, index));
     // c0 has to enter before the reduction: added to r afterwards, r would leave the range of the exponential.
     v = fma(v, t, look_up(c0, index));
-    const auto rounding = look_up(round, index);
-    const auto sum = v + rounding;
-    const auto r = remainder<5>(v, sum, rounding);
-    auto power = look_up(table, sum);
-    LG_EACH power.v[u] = hn::BitCast(
-        D(), hn::Sub(hn::BitCast(bits, power.v[u]), hn::ShiftLeft<ExpTable32::shift>(hn::BitCast(bits, sum.v[u]))));
-    return fnma(a * power, polynomial(r, ExpTable32::p), relu(x));
+    return forward_from_log(x, a, v, look_up(round, index), table);
+  }
+};
+
+/// kLogMid: the exponent and two bits of 1 + w choose the interval; its lower end is what is left of the bits.
+struct LogMidFormula {
+  using D = DF;
+  Table32 c0, c1, c2, c3, round, table;
+
+  HWY_INLINE LogMidFormula()
+      : c0(load_table32(LogMidTable::c0)),
+        c1(load_table32(LogMidTable::c1)),
+        c2(load_table32(LogMidTable::c2)),
+        c3(load_table32(LogMidTable::c3)),
+        round(shifted(load_table32(LogMidTable::base), ExpTable32::round)),
+        table(load_table32(ExpTable32::bits)) {}
+
+  template <int U>
+  HWY_INLINE Pack<D, U> forward(const Pack<D, U>& x, const GatePack<D, U>& gate) const {
+    const hn::RebindToUnsigned<D> bits;
+    const auto a = clamp_magnitude(gate.limit, x);
+    const auto shifted_w = fma(gate.scale_hi, a, constant<D, U>(1.0f));
+    Pack<D, U> index, lower;
+    LG_EACH {
+      const auto b = hn::BitCast(bits, shifted_w.v[u]);
+      index.v[u] = hn::BitCast(D(), hn::ShiftRight<LogMidTable::shift>(b));
+      lower.v[u] = hn::BitCast(D(), hn::And(b, hn::Set(bits, LogMidTable::mask)));
+    }
+    const auto t = shifted_w - lower;
+    auto v = fma(look_up(c3, index), t, look_up(c2, index));
+    v = fma(v, t, look_up(c1, index));
+    v = fma(v, t, look_up(c0, index));
+    return forward_from_log(x, a, v, look_up(round, index), table);
   }
 };
 using FloatForwardFormula = LogFormula;
+using MidForwardFormula = LogMidFormula;
 inline constexpr Formula kFloatForward = Formula::kLog;
+inline constexpr Formula kMidForward = Formula::kLogMid;
 #else
 using FloatForwardFormula = FloatFormula;
+using MidForwardFormula = MidFormula;
 inline constexpr Formula kFloatForward = Formula::kRational;
+inline constexpr Formula kMidForward = Formula::kRationalMid;
 #endif
 
 /// kDouble
@@ -140,11 +183,11 @@ struct DoubleFormula {
     const auto ax = absolute(x);
     const auto a = clamp(gate.limit, ax);
     const auto w = gate.scale_hi * a;
-    const auto square = w * w;
     const auto round = constant<D, U>(RationalDouble::round);
-    const auto sum = square + round;
+    const auto sum = fma(w, w, round);
     const auto low = fma(gate.scale_lo, a, fms(gate.scale_hi, a, w));
-    const auto r = ((sum - round) - square) - fma(w + w, low, fms(w, w, square));
+    const auto r = fnma(w + w, low, fnma(w, w, sum - round));
+    const auto square = w * w;
     const auto ratio = polynomial(w, square, RationalDouble::p) / polynomial(w, square, RationalDouble::q);
     auto exp = polynomial(r, r * r, RationalDouble::e);
     LG_EACH exp.v[u] = hn::BitCast(

@@ -53,8 +53,8 @@ const KernelTable& table() {
   static constexpr KernelTable kTable{
       name,
       {kernels_of<Float32>(kFloatForward, Formula::kRational), kernels_of<Float64>(Formula::kDouble, Formula::kDouble),
-       kernels_of<BFloat16>(Formula::kRationalMid, Formula::kRationalMid),
-       kernels_of<Float16>(Formula::kRationalMid, Formula::kRationalMid)},
+       kernels_of<BFloat16>(kMidForward, Formula::kRationalMid),
+       kernels_of<Float16>(kMidForward, Formula::kRationalMid)},
       &stream_copy,
       &flush_stream};
   return kTable;

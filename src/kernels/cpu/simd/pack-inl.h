@@ -195,6 +195,19 @@ HWY_INLINE Pack<D, U> polynomial(const Pack<D, U>& x, const T (&c)[kCount]) {
   return r;
 }
 
+// P(x) / Q(x), the two side by side; Q has one coefficient more.
+template <class D, int U, std::size_t kCount>
+HWY_INLINE Pack<D, U> rational(const Pack<D, U>& x, const float (&p)[kCount], const float (&q)[kCount + 1]) {
+  auto denominator = fma(constant<D, U>(q[0]), x, constant<D, U>(q[1]));
+  auto numerator = constant<D, U>(p[0]);
+  HWY_UNROLL(16)
+  for (std::size_t i = 1; i < kCount; ++i) {
+    denominator = fma(denominator, x, constant<D, U>(q[i + 1]));
+    numerator = fma(numerator, x, constant<D, U>(p[i]));
+  }
+  return numerator / denominator;
+}
+
 // Even and odd part in x^2 (already there): half the latency of Horner, for the long polynomials of double.
 template <int kFirst, int kLast, class D, int U, class T, std::size_t kCount>
 HWY_INLINE Pack<D, U> every_second(const Pack<D, U>& x2, const T (&c)[kCount]) {
@@ -259,6 +272,24 @@ HWY_INLINE Table32 shifted(Table32 table, float by) {
   return {_mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(table.low), all)),
           _mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(table.high), all))};
 }
+// min(limit, |x|), and limit where x is NaN, in one instruction.
+template <int U>
+HWY_INLINE Pack<DF, U> clamp_magnitude(const Pack<DF, U>& limit, Pack<DF, U> x) {
+  LG_EACH x.v[u].raw = _mm512_range_ps(x.v[u].raw, limit.v[u].raw, 0xA);
+  return x;
+}
+// x - (x rounded to a multiple of 2^-kFractionBits, ties to even)
+template <int kFractionBits, int U>
+HWY_INLINE Pack<DF, U> remainder(Pack<DF, U> x) {
+  LG_EACH x.v[u].raw = _mm512_reduce_ps(x.v[u].raw, kFractionBits << 4);
+  return x;
+}
+// max(0, x), and x where x is NaN or a zero of any sign.
+template <int U>
+HWY_INLINE Pack<DF, U> relu_keeping_nan(Pack<DF, U> x) {
+  LG_EACH x.v[u].raw = _mm512_max_ps(_mm512_setzero_ps(), x.v[u].raw);
+  return x;
+}
 template <int U>
 HWY_INLINE Pack<DF, U> look_up(const Table32& table, const Pack<DF, U>& index) {
   Pack<DF, U> r;
@@ -267,20 +298,6 @@ HWY_INLINE Pack<DF, U> look_up(const Table32& table, const Pack<DF, U>& index) {
   return r;
 }
 #endif
-
-// x - rounded to a multiple of 2^-kFractionBits (ties to even), where `sum` = x + round and round = 1.5 * 2^(23 - bits)
-template <int kFractionBits, class D, int U>
-HWY_INLINE Pack<D, U> remainder(Pack<D, U> x, const Pack<D, U>& sum, const Pack<D, U>& round) {
-#if LAMBDA_GELU_AVX512
-  if constexpr (sizeof(hn::TFromD<D>) == 4) {
-    (void)sum;
-    (void)round;
-    LG_EACH x.v[u].raw = _mm512_reduce_ps(x.v[u].raw, kFractionBits << 4);  // the same bits in one instruction
-    return x;
-  }
-#endif
-  return x - (sum - round);
-}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace lambda_gelu::kernels

@@ -53,7 +53,7 @@ struct BFloat16 {
   using D = DF;
   using Bits = hn::RebindToUnsigned<DF>;
   using Element = std::uint16_t;
-  using Forward = MidFormula;
+  using Forward = MidForwardFormula;
   using Backward = MidFormula;
   static constexpr int kVectors = 2;
   static constexpr bool kSplit = true;
@@ -101,7 +101,7 @@ struct BFloat16 {
 struct Float16 {
   using D = DF;
   using Element = std::uint16_t;
-  using Forward = MidFormula;
+  using Forward = MidForwardFormula;
   using Backward = MidFormula;
   static constexpr int kVectors = 2;
   static constexpr bool kSplit = false;
