@@ -142,7 +142,7 @@ def _channels_with_batch(hardness: Tensor, channel_dim: int, rank: int) -> tuple
     )
 
 
-def _forward_vmap(
+def _forward_vmap(  # noqa: PLR0917 (the arguments of the op)
     info: Any,
     in_dims: tuple[int | None, ...],
     input: Tensor,
@@ -160,7 +160,7 @@ def _forward_vmap(
     return unfold(_forward(fold(input), hardness.flatten(), 0, temperature)), 0
 
 
-def _backward_vmap(
+def _backward_vmap(  # noqa: PLR0917
     info: Any,
     in_dims: tuple[int | None, ...],
     grad_output: Tensor,
