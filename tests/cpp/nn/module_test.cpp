@@ -103,6 +103,24 @@ TEST(LambdaGELU, HardnessIsDifferentiable) {
   expect_close(site->raw_hardness.grad(), tensor_of({5}), 1e-6);  // sigmoid(0) / 0.1
 }
 
+// The gradients of the identity f(x; lambda) = GELU(lambda x) / lambda, taken by ATen.
+TEST(LambdaGELU, GradientsAreThoseOfTheScaledGelu) {
+  const auto values = at::linspace(-3, 3, 60, at::kDouble).view({20, 3});
+  const auto weights = at::linspace(0.5, 2, 60, at::kDouble).view({20, 3});
+  for (bool frozen : {false, true}) {
+    LambdaGELU site(LambdaGELUOptions(3));
+    site->to(at::kDouble);
+    site->set_hardness(tensor_of({1.1, 2, 6}));
+    if (frozen) site->freeze_hardness();
+    const auto x = values.clone().requires_grad_(), x_reference = values.clone().requires_grad_();
+    const auto raw = site->raw_hardness.detach().clone().requires_grad_();
+    (weights * site(x)).sum().backward();
+    (weights * reference(x_reference, 1 + at::log1p(at::exp(raw / 0.1)))).sum().backward();
+    expect_close(x.grad(), x_reference.grad(), 1e-11, 1e-14);
+    expect_close(site->raw_hardness.grad(), frozen ? at::zeros({3}, at::kDouble) : raw.grad(), 1e-11);
+  }
+}
+
 TEST(LambdaGELU, SetHardnessIsShownAgain) {
   LambdaGELU site(LambdaGELUOptions(3));
   site->to(at::kDouble);
@@ -231,6 +249,18 @@ TEST(LambdaGELU, UnfreezingWritesTheOverrideBackIntoS) {
   expect_close(site->hardness().detach(), tensor_of({2.5, 9}), 1e-7);
   site(at::randn({4, 2})).sum().backward();
   EXPECT_NE(site->raw_hardness.grad().abs().min().item<double>(), 0);
+}
+
+TEST(LambdaGELU, UnfreezingKeepsTheHardnessWhateverHappenedToS) {
+  LambdaGELU site;
+  site->freeze_hardness();
+  site->set_hardness(4);
+  {
+    at::NoGradGuard no_grad;
+    site->raw_hardness.sub_(0.7);  // as momentum and weight decay do
+  }
+  site->unfreeze_hardness();
+  expect_close(site->hardness().detach(), tensor_of({4}), 1e-7);
 }
 
 TEST(LambdaGELU, UnfreezingAnUntouchedHardnessGivesSBackToTheLastBit) {
