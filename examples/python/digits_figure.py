@@ -136,6 +136,6 @@ def _draw_cost(axes: Axes, record: dict[str, Any]) -> None:
     axes.text(len(styles), 0, "no swap", ha="center", va="bottom", style="italic")
     axes.set_xlim(-0.6, len(styles) + 0.6)
     axes.set_xticks(range(len(styles) + 1), [*ticks, f"ReLU from scratch\n{scratch:.2f} %"])
-    axes.set_title("Cost of the swap to ReLU (bars: mean, marks: seeds)")
+    axes.set_title("Cost of the swap (bars: mean, marks: seeds)")
     axes.set_xlabel("network, and its accuracy before and after the swap")
     axes.set_ylabel("validation accuracy lost (percentage points)")
