@@ -101,6 +101,8 @@ def gradient_reuse_count() -> int:
 
 
 def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
     if isinstance(hardness, bool) or not isinstance(hardness, (int, float)):
         raise TypeError(f"hardness must be a Tensor or a float, got {type(hardness).__name__}")
     if not (math.isfinite(hardness) and hardness > 0):

@@ -5,7 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <cmath>
-#include <string_view>
+#include <string>
 
 namespace lambda_gelu {
 namespace {
@@ -19,6 +19,7 @@ bool is_supported(at::ScalarType dtype) {
 }
 
 void check_dense(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_TYPE(tensor.defined(), name, " must be a tensor, got none");
   TORCH_CHECK_TYPE(!tensor.is_nested(), name, " must be a dense tensor, got a nested tensor");
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ", tensor.layout());
 }

@@ -5,10 +5,16 @@
 
 namespace lambda_gelu {
 
-std::vector<std::string> cpu_targets() { return kernels::supported_targets(); }
+std::vector<std::string> cpu_targets() {
+  return kernels::supported_targets();
+}
 
-std::string cpu_target() { return kernels::active_target(); }
+std::string cpu_target() {
+  return kernels::active_target();
+}
 
-void set_cpu_target(const std::string& name) { kernels::set_target(name); }
+void set_cpu_target(const std::string& name) {
+  kernels::set_target(name);
+}
 
 }  // namespace lambda_gelu

@@ -279,6 +279,13 @@ REFUSED_INPUTS = {
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
         "input must be a dense tensor, got a nested tensor",
     ),
+    "nested, jagged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "input must be a dense tensor, got a nested tensor",
+    ),
+    "MKL-DNN": (lambda: torch.ones(2, 3).to_mkldnn(), "input must be a dense tensor, got layout Mkldnn"),
+    "None": (lambda: None, "input must be a "),
+    "a list": (lambda: [1.0], "input must be a Tensor, got list"),
 }
 
 
@@ -286,12 +293,15 @@ REFUSED_INPUTS = {
 @pytest.mark.parametrize("kind", REFUSED_INPUTS)
 def test_refuses_inputs(kind):
     make, message = REFUSED_INPUTS[kind]
-    with pytest.raises(TypeError) as error:
-        lambda_gelu.lambda_gelu(make(), torch.ones(1))
-    assert message in str(error.value)
-    with pytest.raises(TypeError) as error:
-        softplus_lambda_gelu(make(), torch.ones(1), temperature=0.1)
-    assert message in str(error.value)
+    calls = [
+        lambda x: lambda_gelu.lambda_gelu(x, 1.0),
+        lambda x: lambda_gelu.lambda_gelu(x, torch.ones(1)),
+        lambda x: softplus_lambda_gelu(x, torch.ones(1), temperature=0.1),
+    ]
+    for call in calls[:1] if kind == "a list" else calls:  # a list goes no further than torch's own check
+        with pytest.raises(TypeError) as error:
+            call(make())
+        assert message in str(error.value)
 
 
 REFUSED_HARDNESS = [

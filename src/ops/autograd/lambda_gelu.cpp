@@ -83,9 +83,7 @@ struct LambdaGeluBackward final : SavedNode<LambdaGeluBackward, 2> {
  private:
   static std::tuple<at::Tensor, at::Tensor> backward_into_gradient(at::Tensor&& grad, const at::Tensor& input,
                                                                    const at::Tensor& hardness, const Options& options) {
-    const at::AutoDispatchBelowADInplaceOrView guard;
     auto dhardness = lambda_gelu_backward_(grad, input, hardness, options.channel_dim, options.temperature);
-    grad.unsafeGetTensorImpl()->bump_version();
     count_reuse();
     return {std::move(grad), std::move(dhardness)};
   }
@@ -172,6 +170,8 @@ at::Tensor forward_autograd(c10::DispatchKeySet keys, const at::Tensor& input, c
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, std::optional<double>);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lambda_gelu::lambda_gelu", "").typed<Signature>();
+  // Here rather than with the other checks: jagged nested tensors are a Python subclass, which comes before those.
+  TORCH_CHECK_TYPE(!input.is_nested(), "input must be a dense tensor, got a nested tensor");
   const Options options{channel_dim, temperature};
   NodePtr<LambdaGeluBackward> node;
   if (ag::compute_requires_grad(input, hardness)) {
@@ -215,11 +215,48 @@ std::tuple<at::Tensor, at::Tensor> backward_autograd(c10::DispatchKeySet keys, c
   return result;
 }
 
+// The operator that writes into grad_output serves the node above, which uses it where nothing is to be recorded.
+using BackwardInplace = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t,
+                                   std::optional<double>);
+
+const c10::TypedOperatorHandle<BackwardInplace>& backward_inplace_op() {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("lambda_gelu::lambda_gelu_backward_", "").typed<BackwardInplace>();
+  return op;
+}
+
+at::Tensor backward_inplace_autograd(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
+                                     const at::Tensor& hardness, int64_t channel_dim,
+                                     std::optional<double> temperature) {
+  TORCH_CHECK(!ag::compute_requires_grad(grad_output, input, hardness),
+              "lambda_gelu_backward_ cannot be differentiated; lambda_gelu_backward can");
+  const at::AutoDispatchBelowAutograd guard;
+  return backward_inplace_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, hardness, channel_dim,
+                                          temperature);
+}
+
+at::Tensor backward_inplace_versioned(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
+                                      const at::Tensor& hardness, int64_t channel_dim,
+                                      std::optional<double> temperature) {
+  auto dhardness = [&] {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return backward_inplace_op().redispatch(keys & c10::after_ADInplaceOrView_keyset, grad_output, input, hardness,
+                                            channel_dim, temperature);
+  }();
+  ag::increment_version(grad_output);
+  return dhardness;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lambda_gelu, Autograd, m) {
   m.impl("lambda_gelu", forward_autograd);
   m.impl("lambda_gelu_backward", backward_autograd);
+  m.impl("lambda_gelu_backward_", backward_inplace_autograd);
+}
+
+TORCH_LIBRARY_IMPL(lambda_gelu, ADInplaceOrView, m) {
+  m.impl("lambda_gelu_backward_", backward_inplace_versioned);
 }
 
 }  // namespace lambda_gelu
