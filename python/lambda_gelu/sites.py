@@ -24,6 +24,16 @@ class Slot:
     def put(self, module: nn.Module) -> None:
         """Puts another module into this place."""
         self.parent._modules[self.key] = module
+        if isinstance(self.parent, nn.TransformerEncoderLayer):
+            # It notes at construction what its fused inference path computes, and would go on computing that.
+            self.parent.activation_relu_or_gelu = _fused_activation(module)
+
+
+def _fused_activation(module: nn.Module) -> int:
+    """The code of torch.nn.TransformerEncoderLayer for what it can fuse."""
+    if isinstance(module, nn.ReLU):
+        return 1
+    return 2 if isinstance(module, nn.GELU) else 0
 
 
 def find_slots(model: nn.Module, kind: type[nn.Module]) -> list[Slot]:

@@ -206,6 +206,21 @@ def test_what_cannot_be_converted_is_refused_and_stays_as_it_was(model, argument
         assert not any(module._forward_pre_hooks for module in modules)
 
 
+def test_the_fused_inference_path_of_a_transformer_layer_sees_the_replacement():
+    # torch.nn.TransformerEncoderLayer notes at construction that it may compute GELU itself in eval mode
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=nn.GELU(), batch_first=True)
+    x = torch.randn(2, 5, 8)
+    convert_(layer, init_hardness=5.0)
+    with_gradients = layer(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer.eval()(x), with_gradients, rtol=1e-4, atol=1e-5)
+    to_relu_(layer)
+    with_gradients = layer.train()(x)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer.eval()(x), with_gradients, rtol=1e-4, atol=1e-5)
+
+
 # --- to_relu_ --------------------------------------------------------------------------------------------------------
 
 
