@@ -240,41 +240,55 @@ struct ExpTable32 {
 };
 
 // --- Constants of one lambda ----------------------------------------------------------------------------------------
-/// The constants for lambda, in the reading of `formula`. Any lambda: NaN stays NaN, and a lambda outside the range of
-/// T's normal numbers is moved into it, where the gate already is that of ReLU or 1/2.
+/// What a formula makes of any lambda, in the type T it computes in: k / unit to twice the precision of double, and the
+/// end of its range in units of 1 / lambda.
+struct GateRecipe {
+  double scale, scale_low;
+  double end;
+  double smallest, largest;
+};
+
 template <class T>
-Gate<T> make_gate(Formula formula, double lambda) {
+constexpr GateRecipe gate_recipe(Formula formula) {
   const double largest = sizeof(T) == 4 ? 1e37 : 1e300;
   const double smallest = sizeof(T) == 4 ? 2e-38 : 1e-300;
-  if (lambda > largest) lambda = largest;
-  if (lambda < smallest) lambda = smallest;
+  const auto recipe = [=](double unit, double end_in_w) {
+    // For unit = 1 the low part is exact; otherwise the rounding of the quotient is 2^-53, far below that of float.
+    return GateRecipe{kSqrtHalfLog2e / unit, kSqrtHalfLog2eLow / unit, end_in_w / kSqrtHalfLog2e, smallest, largest};
+  };
+  switch (formula) {
+    case Formula::kLog:
+      return recipe(LogTable::step, LogTable::end * LogTable::step);
+    case Formula::kLogMid:
+      return recipe(1 / LogMidTable::scale, LogMidTable::end);
+    case Formula::kDouble:
+      return recipe(1, 31.9);
+    default:
+      return recipe(1, 10.95);
+  }
+}
 
-  // kLog and kLogMid count w in units of their own.
-  const double unit = formula == Formula::kLog      ? LogTable::step
-                      : formula == Formula::kLogMid ? 1 / LogMidTable::scale
-                                                    : 1.0;
-  const double k = lambda * kSqrtHalfLog2e;
-  const double k_low = std::fma(lambda, kSqrtHalfLog2eLow, std::fma(lambda, kSqrtHalfLog2e, -k));
-  const double end = formula == Formula::kLog      ? LogTable::end * LogTable::step
-                     : formula == Formula::kLogMid ? LogMidTable::end
-                     : formula == Formula::kDouble ? 31.9
-                                                   : 10.95;
+/// The constants for lambda. Any lambda: NaN stays NaN, and a lambda outside the range of T's normal numbers is moved
+/// into it, where the gate already is that of ReLU or 1/2.
+template <class T>
+Gate<T> make_gate(const GateRecipe& recipe, double lambda) {
+  if (lambda > recipe.largest) lambda = recipe.largest;
+  if (lambda < recipe.smallest) lambda = recipe.smallest;
+  const double k = lambda * recipe.scale;
+  const double k_low = std::fma(lambda, recipe.scale_low, std::fma(lambda, recipe.scale, -k));
+  const double limit = recipe.end / lambda;
+  constexpr double largest_limit = static_cast<double>(std::numeric_limits<T>::max());
 
   Gate<T> gate;
-  if (formula == Formula::kDouble) {
-    gate.scale_hi = static_cast<T>(k);
-    gate.scale_lo = static_cast<T>(k_low);
-  } else {
-    gate.scale_hi = static_cast<T>(k / unit);
-    gate.scale_lo = static_cast<T>(k / unit - gate.scale_hi + k_low / unit);
-  }
-  gate.limit = static_cast<T>(std::fmin(end / k, static_cast<double>(std::numeric_limits<T>::max())));
+  gate.scale_hi = static_cast<T>(k);
+  gate.scale_lo = static_cast<T>((k - static_cast<double>(gate.scale_hi)) + k_low);
+  gate.limit = static_cast<T>(limit < largest_limit ? limit : largest_limit);
   gate.slope = static_cast<T>(lambda * kInvSqrt2Pi);
   return gate;
 }
 
-/// Backward kernels add up g 2^-(w^2) w |x|; times this it is g x^2 phi(z). Not w^2, which would leave the range of
-/// float for lambda far from 1.
+/// Backward kernels add up g 2^-(w^2) w |x|; divided by the scale of w it is g x^2 phi(z). Not w^2, which would leave
+/// the range of float for lambda far from 1.
 template <class T>
 double unscaled_sum_to_gradient(double sum, const Gate<T>& gate) {
   return sum * kInvSqrt2Pi / static_cast<double>(gate.scale_hi);

@@ -7,8 +7,9 @@ namespace {
 
 template <class T>
 void fill(Formula formula, const double* hardness, std::int64_t channels, std::byte* to) {
+  const GateRecipe recipe = gate_recipe<T>(formula);
   for (std::int64_t c = 0; c < channels; ++c) {
-    ::new (to + c * static_cast<std::int64_t>(sizeof(Gate<T>))) Gate<T>(make_gate<T>(formula, hardness[c]));
+    ::new (to + c * static_cast<std::int64_t>(sizeof(Gate<T>))) Gate<T>(make_gate<T>(recipe, hardness[c]));
   }
 }
 

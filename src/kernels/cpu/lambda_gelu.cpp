@@ -80,34 +80,48 @@ Tile tile_of_unit(const ColumnPlan& plan, std::int64_t unit) {
   return tile;
 }
 
-/// Columns [first, end) of a row belong to runs of one virtual channel: calls f(virtual channel, first, end), counted
-/// from `first`.
+/// Columns [first, end) of a row belong to runs of one virtual channel: calls f(virtual channel, channel, first, end),
+/// the last two counted from `first`.
 template <class F>
-void for_each_channel(const ColumnPlan& plan, std::int64_t first, std::int64_t end, F&& f) {
-  std::int64_t channel = first / plan.inner;
-  for (std::int64_t c = first; c < end; ++channel) {
-    const std::int64_t next = std::min((channel + 1) * plan.inner, end);
-    f(channel, c - first, next - first);
+void for_each_channel(const ColumnPlan& plan, std::int64_t channels, std::int64_t first, std::int64_t end, F&& f) {
+  std::int64_t virtual_channel = first / plan.inner;
+  std::int64_t channel = virtual_channel % channels;
+  for (std::int64_t c = first; c < end; ++virtual_channel) {
+    const std::int64_t next = std::min((virtual_channel + 1) * plan.inner, end);
+    f(virtual_channel, channel, c - first, next - first);
     c = next;
+    if (++channel == channels) channel = 0;
   }
 }
 
-template <class T>
-void fill_gates(const ColumnPlan& plan, const DTypeKernels& kernels, const Gate<T>* gates, std::int64_t channels,
-                std::int64_t first, std::int64_t end, GateTile<T>& tile) {
+template <bool kSplit, class T>
+void fill_gates(const ColumnPlan& plan, const Gate<T>* gates, std::int64_t channels, std::int64_t first,
+                std::int64_t end, GateTile<T>& tile) {
   const auto put = [&](std::int64_t c, const Gate<T>& gate) {
-    const std::int64_t slot = kernels.column_slot(c);
+    const std::int64_t slot = column_slot<kSplit>(c);
     tile.scale_hi[slot] = gate.scale_hi;
     tile.scale_lo[slot] = gate.scale_lo;
     tile.limit[slot] = gate.limit;
     tile.slope[slot] = gate.slope;
   };
-  for_each_channel(plan, first, end, [&](std::int64_t channel, std::int64_t c, std::int64_t next) {
-    const Gate<T>& gate = gates[channel % channels];
-    for (; c < next; ++c) put(c, gate);
-  });
+  for_each_channel(plan, channels, first, end,
+                   [&](std::int64_t, std::int64_t channel, std::int64_t c, std::int64_t next) {
+                     const Gate<T> gate = gates[channel];
+                     for (; c < next; ++c) put(c, gate);
+                   });
   // The kernels compute whole vectors.
   for (std::int64_t c = end - first; c % kGatherColumns != 0; ++c) put(c, Gate<T>{});
+}
+
+/// out[virtual channel] += the sums of its columns.
+template <bool kSplit>
+void fold_sums(const ColumnPlan& plan, std::int64_t channels, std::int64_t first, std::int64_t end, const double* sums,
+               double* out) {
+  for_each_channel(plan, channels, first, end, [&](std::int64_t v, std::int64_t, std::int64_t c, std::int64_t next) {
+    double sum = out[v];
+    for (; c < next; ++c) sum += sums[column_slot<kSplit>(c)];
+    out[v] = sum;
+  });
 }
 
 /// The gates of one tile, for either type.
@@ -118,10 +132,11 @@ class TileGates {
 
   const void* fill(std::int64_t first, std::int64_t end) {
     if (is_double_) {
-      fill_gates(plan_, kernels_, gates_.of<double>(), channels_, first, end, tile_.doubles);
+      fill_gates<false>(plan_, gates_.of<double>(), channels_, first, end, tile_.doubles);
       return &tile_.doubles;
     }
-    fill_gates(plan_, kernels_, gates_.of<float>(), channels_, first, end, tile_.floats);
+    const auto fill_floats = kernels_.split_columns ? &fill_gates<true, float> : &fill_gates<false, float>;
+    fill_floats(plan_, gates_.of<float>(), channels_, first, end, tile_.floats);
     return &tile_.floats;
   }
 
@@ -339,8 +354,8 @@ void Backward::run_columns(std::int64_t unit) {
 
   // Virtual channel v of this tile has its partial sum at out[v].
   double* out = partials() + tile.chunk * plan.partials_per_chunk() + tile.index;
-  for_each_channel(plan, tile.first_column, tile.end_column,
-                   [&](std::int64_t channel, std::int64_t, std::int64_t) { out[channel] = 0; });
+  for_each_channel(plan, channels_, tile.first_column, tile.end_column,
+                   [&](std::int64_t v, std::int64_t, std::int64_t, std::int64_t) { out[v] = 0; });
 
   for (std::int64_t c = tile.first_column; c < tile.end_column; c += width) {
     const std::int64_t end = std::min(c + width, tile.end_column);
@@ -364,9 +379,8 @@ void Backward::run_columns(std::int64_t unit) {
         kernels_->backward_columns(block, block_gates, sums);
       }
     });
-    for_each_channel(plan, c, end, [&](std::int64_t channel, std::int64_t first, std::int64_t next) {
-      for (std::int64_t i = first; i < next; ++i) out[channel] += sums[kernels_->column_slot(i)];
-    });
+    const auto fold = kernels_->split_columns ? &fold_sums<true> : &fold_sums<false>;
+    fold(plan, channels_, c, end, sums, out);
   }
 }
 
@@ -377,9 +391,9 @@ void Backward::sum(double* dhardness) const {
     for (std::int64_t unit = 0; unit < units(); ++unit) {
       const Tile tile = tile_of_unit(plan, unit);
       const double* from = partials() + tile.chunk * plan.partials_per_chunk() + tile.index;
-      for_each_channel(plan, tile.first_column, tile.end_column, [&](std::int64_t channel, std::int64_t, std::int64_t) {
-        dhardness[channel % channels_] += from[channel];
-      });
+      for_each_channel(
+          plan, channels_, tile.first_column, tile.end_column,
+          [&](std::int64_t v, std::int64_t channel, std::int64_t, std::int64_t) { dhardness[channel] += from[v]; });
     }
   } else {
     const SpanPlan& plan = plan_.spans;

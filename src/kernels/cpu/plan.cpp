@@ -20,11 +20,11 @@ constexpr std::int64_t kWideRow = 256;
 /// Rows of a chunk: 8 bytes of partial sum per chunk and column stay below 1 % of the tensor even for 16-bit types.
 constexpr std::int64_t kChunkRows = 512;
 constexpr std::int64_t kSmallestChunkRows = 32;
-constexpr std::int64_t kSmallestTile = 256;
+constexpr std::int64_t kSmallestTile = 128;
 /// Enough for any small number of threads to share evenly.
 constexpr std::int64_t kUnitsWanted = 16;
 /// Smaller units would cost more than they bring.
-constexpr std::int64_t kSmallestUnit = 8192;
+constexpr std::int64_t kSmallestUnit = kSumPiece;
 
 SpanPlan make_span_plan(std::int64_t planes, std::int64_t plane) {
   SpanPlan plan;
@@ -57,6 +57,7 @@ ColumnPlan make_column_plan(DType dtype, const Geometry& geometry) {
   plan.chunk = std::min(plan.rows, kChunkRows);
   const auto units = [&] { return ceil_div(plan.width, plan.tile) * ceil_div(plan.rows, plan.chunk); };
   const auto divisible = [&] { return units() < kUnitsWanted && plan.tile * plan.chunk > kSmallestUnit; };
+  // Narrower tiles first: every chunk of a tile has its gates laid out anew.
   while (divisible() && plan.tile > kSmallestTile) {
     plan.tile = ceil_div(ceil_div(plan.tile, 2), kAlignedColumns) * kAlignedColumns;
   }

@@ -12,7 +12,7 @@ namespace lambda_gelu::kernels {
 /// Columns a tile of the column kernels can hold: with their gates and sums it stays in the first-level cache.
 inline constexpr std::int64_t kTileColumns = 1024;
 
-/// The gates of a tile of columns, one array per constant, in slot order (see DTypeKernels::column_slot).
+/// The gates of a tile of columns, one array per constant, in slot order (see column_slot).
 template <class T>
 struct GateTile {
   alignas(64) T scale_hi[kTileColumns];
@@ -20,6 +20,12 @@ struct GateTile {
   alignas(64) T limit[kTileColumns];
   alignas(64) T slope[kTileColumns];
 };
+
+/// Where column c of a tile has its gate and its sum. Split: even columns in the first half, odd ones in the second.
+template <bool kSplit>
+constexpr std::int64_t column_slot(std::int64_t c) {
+  return kSplit ? (c & 1) * (kTileColumns / 2) + c / 2 : c;
+}
 
 /// Rows that share the gates of a tile. Strides are in elements.
 struct ColumnBlock {
@@ -38,7 +44,7 @@ struct ColumnBlock {
 struct DTypeKernels {
   Formula forward_formula;
   Formula backward_formula;
-  /// Slots of a tile hold even columns in the first half and odd ones in the second.
+  /// Whether the slots of a tile are split (see column_slot).
   bool split_columns;
 
   /// stream: non-temporal stores; needs the output aligned to 64 bytes.
@@ -49,9 +55,6 @@ struct DTypeKernels {
   void (*forward_columns)(const ColumnBlock& block, const void* gates);
   /// Adds to sums[slot]; `rows` is a multiple of kSumRows except in the last call of a chunk.
   void (*backward_columns)(const ColumnBlock& block, const void* gates, double* sums);
-
-  /// Where column c of a tile has its gate and its sum.
-  std::int64_t column_slot(std::int64_t c) const { return split_columns ? (c & 1) * (kTileColumns / 2) + c / 2 : c; }
 };
 
 struct KernelTable {

@@ -9,6 +9,9 @@
 #include <kernels/cpu/simd/kernel_table.h>
 #include <kernels/cpu/simd/storage-inl.h>
 
+#include <algorithm>
+#include <type_traits>
+
 HWY_BEFORE_NAMESPACE();
 namespace lambda_gelu::kernels {
 namespace HWY_NAMESPACE {
@@ -144,26 +147,40 @@ void backward_span(const void* input, const void* grad_output, void* dx, std::in
 }
 
 // --- Columns --------------------------------------------------------------------------------------------------------
-// Rows that share one load of the gates.
-inline constexpr int kRowsTogether = 2;
+// Rows that share one load of the gates and of the sums, measured: in the backward pass four rows of three tensors
+// would fill a set of the first-level cache where the rows lie a multiple of its way apart.
+template <bool kBackward>
+inline constexpr int kRowsTogether = kBackward ? 2 : 4;
+// Of these, the rows that go through the formula side by side.
+template <class S, bool kBackward>
+inline constexpr int kRowsInLockstep = std::max(1, (kBackward ? kLockstep : kForwardLockstep<S>) / S::kVectors);
 
 // Where vector `k` of the load at column c has its gates and sums.
 template <class S>
 HWY_INLINE std::int64_t slot(std::int64_t c, int k) {
-  return S::kSplit ? c / 2 + k * (kTileColumns / 2) : c + k * kLanes<typename S::D>;
+  return column_slot<S::kSplit>(c) + k * (S::kSplit ? kTileColumns / 2 : kLanes<typename S::D>);
 }
 
-template <class S, int kRows, class D = typename S::D>
-HWY_INLINE GatePack<D, kRows * S::kVectors> load_gates(const GateTile<hn::TFromD<D>>& tile, std::int64_t c) {
-  GatePack<D, kRows * S::kVectors> r;
-  HWY_UNROLL(4)
-  for (int u = 0; u < kRows * S::kVectors; ++u) {
-    const std::int64_t s = slot<S>(c, u % S::kVectors);
-    r.scale_hi.v[u] = hn::Load(D(), tile.scale_hi + s);
-    r.scale_lo.v[u] = hn::Load(D(), tile.scale_lo + s);
-    r.limit.v[u] = hn::Load(D(), tile.limit + s);
-    r.slope.v[u] = hn::Load(D(), tile.slope + s);
+template <class S, class D = typename S::D>
+HWY_INLINE GatePack<D, S::kVectors> load_gates(const GateTile<hn::TFromD<D>>& tile, std::int64_t c) {
+  GatePack<D, S::kVectors> r;
+  HWY_UNROLL(2)
+  for (int k = 0; k < S::kVectors; ++k) {
+    const std::int64_t s = slot<S>(c, k);
+    r.scale_hi.v[k] = hn::Load(D(), tile.scale_hi + s);
+    r.scale_lo.v[k] = hn::Load(D(), tile.scale_lo + s);
+    r.limit.v[k] = hn::Load(D(), tile.limit + s);
+    r.slope.v[k] = hn::Load(D(), tile.slope + s);
   }
+  return r;
+}
+
+// The vectors of one row, once per row.
+template <int kRows, class D, int K>
+HWY_INLINE Pack<D, kRows * K> repeated(const Pack<D, K>& one) {
+  Pack<D, kRows * K> r;
+  HWY_UNROLL(8)
+  for (int u = 0; u < kRows * K; ++u) r.v[u] = one.v[u % K];
   return r;
 }
 
@@ -177,49 +194,64 @@ struct Rows {
   std::int64_t out_stride;
 };
 
-// One load's width of columns in kRows rows, all of them in one pack.
-template <class S, bool kBackward, bool kStream, int kRows, class D = typename S::D>
-HWY_INLINE void column_step(const std::conditional_t<kBackward, typename S::Backward, typename S::Forward>& formula,
-                            const GatePack<D, kRows * S::kVectors>& gate, const Rows<typename S::Element>& rows,
-                            std::int64_t c, hn::TFromD<D>* sums) {
-  constexpr int U = kRows * S::kVectors;
-  const auto load_rows = [c](const typename S::Element* p, std::int64_t stride) HWY_ATTR {
-    Pack<D, U> r;
-    HWY_UNROLL(4)
-    for (int row = 0; row < kRows; ++row) {
-      Pack<D, S::kVectors> one;
-      S::load(p + row * stride + c, one);
-      HWY_UNROLL(2)
-      for (int k = 0; k < S::kVectors; ++k) r.v[row * S::kVectors + k] = one.v[k];
-    }
-    return r;
-  };
-  const auto values = load_rows(rows.x, rows.x_stride);
-  Pack<D, U> result;
-  if constexpr (kBackward) {
-    const auto grads = load_rows(rows.g, rows.g_stride);
-    const auto derivative = formula.derivative(values, gate);
-    result = grads * derivative.dx;
+template <class S, int kRows, class D = typename S::D>
+HWY_INLINE Pack<D, kRows * S::kVectors> load_rows(const typename S::Element* p, std::int64_t stride) {
+  Pack<D, kRows * S::kVectors> r;
+  HWY_UNROLL(4)
+  for (int row = 0; row < kRows; ++row) {
+    Pack<D, S::kVectors> one;
+    S::load(p + row * stride, one);
     HWY_UNROLL(2)
-    for (int k = 0; k < S::kVectors; ++k) {
-      hn::TFromD<D>* at = sums + slot<S>(c, k);
-      auto sum = hn::Load(D(), at);
-      HWY_UNROLL(4)
-      for (int row = 0; row < kRows; ++row) {
-        const int u = row * S::kVectors + k;
-        sum = fused(D(), grads.v[u], derivative.term.v[u], sum);
-      }
-      hn::Store(sum, D(), at);
-    }
-  } else {
-    result = formula.forward(values, gate);
+    for (int k = 0; k < S::kVectors; ++k) r.v[row * S::kVectors + k] = one.v[k];
   }
+  return r;
+}
+
+template <class S, bool kStream, int kRows, class D = typename S::D>
+HWY_INLINE void store_rows(typename S::Element* p, std::int64_t stride, const Pack<D, kRows * S::kVectors>& values) {
   HWY_UNROLL(4)
   for (int row = 0; row < kRows; ++row) {
     Pack<D, S::kVectors> one;
     HWY_UNROLL(2)
-    for (int k = 0; k < S::kVectors; ++k) one.v[k] = result.v[row * S::kVectors + k];
-    S::template store<kStream>(rows.out + row * rows.out_stride + c, one);
+    for (int k = 0; k < S::kVectors; ++k) one.v[k] = values.v[row * S::kVectors + k];
+    S::template store<kStream>(p + row * stride, one);
+  }
+}
+
+// One load's width of columns, from column c on, in kRows rows.
+template <class S, bool kBackward, bool kStream, int kRows, class D = typename S::D>
+HWY_INLINE void column_step(const std::conditional_t<kBackward, typename S::Backward, typename S::Forward>& formula,
+                            const GatePack<D, S::kVectors>& one_gate, const Rows<typename S::Element>& rows,
+                            std::int64_t c, hn::TFromD<D>* sums) {
+  constexpr int together = std::min(kRows, kRowsInLockstep<S, kBackward>);
+  const GatePack<D, together * S::kVectors> gate{
+      repeated<together>(one_gate.scale_hi), repeated<together>(one_gate.scale_lo), repeated<together>(one_gate.limit),
+      repeated<together>(one_gate.slope)};
+  Pack<D, S::kVectors> sum;
+  if constexpr (kBackward) {
+    HWY_UNROLL(2)
+    for (int k = 0; k < S::kVectors; ++k) sum.v[k] = hn::Load(D(), sums + slot<S>(c, k));
+  }
+  HWY_UNROLL(4)
+  for (int row = 0; row < kRows; row += together) {
+    const auto values = load_rows<S, together>(rows.x + row * rows.x_stride + c, rows.x_stride);
+    auto* out = rows.out + row * rows.out_stride + c;
+    if constexpr (kBackward) {
+      const auto grads = load_rows<S, together>(rows.g + row * rows.g_stride + c, rows.g_stride);
+      const auto derivative = formula.derivative(values, gate);
+      store_rows<S, kStream, together>(out, rows.out_stride, grads * derivative.dx);
+      HWY_UNROLL(8)
+      for (int u = 0; u < together * S::kVectors; ++u) {
+        auto& to = sum.v[u % S::kVectors];
+        to = fused(D(), grads.v[u], derivative.term.v[u], to);
+      }
+    } else {
+      store_rows<S, kStream, together>(out, rows.out_stride, formula.forward(values, gate));
+    }
+  }
+  if constexpr (kBackward) {
+    HWY_UNROLL(2)
+    for (int k = 0; k < S::kVectors; ++k) hn::Store(sum.v[k], D(), sums + slot<S>(c, k));
   }
 }
 
@@ -237,7 +269,7 @@ HWY_INLINE void column_rows(const std::conditional_t<kBackward, typename S::Back
       hwy::Prefetch(rows.x + (kRows + row) * rows.x_stride + c);
       if (kBackward) hwy::Prefetch(rows.g + (kRows + row) * rows.g_stride + c);
     }
-    column_step<S, kBackward, kStream, kRows>(formula, load_gates<S, kRows>(tile, c), rows, c, sums);
+    column_step<S, kBackward, kStream, kRows>(formula, load_gates<S>(tile, c), rows, c, sums);
   }
   if (c < columns) {
     constexpr int padded = 32;
@@ -250,11 +282,25 @@ HWY_INLINE void column_rows(const std::conditional_t<kBackward, typename S::Back
       if (kBackward) load_partial<padded>(rows.g + row * rows.g_stride + c, n, g + row * padded);
     }
     // Shifted by c, so that column c of the step lies at the start of the buffers.
-    const auto gate = load_gates<S, kRows>(tile, c);
+    const auto gate = load_gates<S>(tile, c);
     const Rows<Element> buffers{x, padded, g, padded, out, padded};
     column_step<S, kBackward, false, kRows>(formula, gate, buffers, 0, sums + slot<S>(c, 0));
     for (int row = 0; row < kRows; ++row)
       store_partial<padded>(out + row * padded, n, rows.out + row * rows.out_stride + c);
+  }
+}
+
+// to[i] += from[i] for i < n, a multiple of the lanes of a vector
+template <class T>
+HWY_INLINE void add_widened(const T* from, std::int64_t n, double* to) {
+  for (std::int64_t i = 0; i < n; i += kLanes<DD>) {
+    hn::VFromD<DD> wide;
+    if constexpr (sizeof(T) == 8) {
+      wide = hn::Load(DD(), from + i);
+    } else {
+      wide = hn::PromoteTo(DD(), hn::Load(hn::Rebind<float, DD>(), from + i));
+    }
+    hn::Store(hn::Add(hn::Load(DD(), to + i), wide), DD(), to + i);
   }
 }
 
@@ -274,17 +320,33 @@ void column_loop(const ColumnBlock& block, const GateTile<hn::TFromD<typename S:
                          out + row * block.output_stride,
                          block.output_stride};
   };
+  // The slots of this block: whole loads, and for split columns an even and an odd range.
+  const auto for_each_slots = [&](const auto& f) {
+    constexpr std::int64_t width = S::kVectors * kLanes<typename S::D>;
+    const std::int64_t columns = (block.columns + width - 1) / width * width;
+    if constexpr (S::kSplit) {
+      f(std::int64_t{0}, columns / 2);
+      f(kTileColumns / 2, columns / 2);
+    } else {
+      f(std::int64_t{0}, columns);
+    }
+  };
   alignas(64) T partial[kTileColumns];
   for (std::int64_t first = 0; first < block.rows; first += kSumRows) {
     const std::int64_t end = block.rows - first < kSumRows ? block.rows : first + kSumRows;
-    if constexpr (kBackward) std::memset(partial, 0, sizeof(partial));
-    std::int64_t row = first;
-    for (; row + kRowsTogether <= end; row += kRowsTogether) {
-      column_rows<S, kBackward, kStream, kRowsTogether>(formula, tile, rows_at(row), block.columns, partial);
-    }
-    for (; row < end; ++row) column_rows<S, kBackward, kStream, 1>(formula, tile, rows_at(row), block.columns, partial);
     if constexpr (kBackward) {
-      for (std::int64_t i = 0; i < kTileColumns; ++i) sums[i] += static_cast<double>(partial[i]);
+      for_each_slots([&](std::int64_t from, std::int64_t n) { std::fill_n(partial + from, n, T{0}); });
+    }
+    std::int64_t row = first;
+    for (; row + kRowsTogether<kBackward> <= end; row += kRowsTogether<kBackward>) {
+      column_rows<S, kBackward, kStream, kRowsTogether<kBackward>>(formula, tile, rows_at(row), block.columns, partial);
+    }
+    for (; row + 2 <= end; row += 2) {
+      column_rows<S, kBackward, kStream, 2>(formula, tile, rows_at(row), block.columns, partial);
+    }
+    if (row < end) column_rows<S, kBackward, kStream, 1>(formula, tile, rows_at(row), block.columns, partial);
+    if constexpr (kBackward) {
+      for_each_slots([&](std::int64_t from, std::int64_t n) HWY_ATTR { add_widened(partial + from, n, sums + from); });
     }
   }
 }
