@@ -141,6 +141,7 @@ def convert_(
         )
     for slot, replacement in zip(slots, replacements, strict=True):
         slot.put(replacement)
+    _disable_nested_tensors(model)
     sites = tuple(
         ConvertedSite(
             name=slot.name,
@@ -152,6 +153,13 @@ def convert_(
         for slot in slots
     )
     return ConversionReport(sites=sites, skipped=skipped, init_hardness=float(init_hardness))
+
+
+def _disable_nested_tensors(model: nn.Module) -> None:
+    """torch.nn.TransformerEncoder packs padded batches into nested tensors for the fused path of its layers only."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor &= all(getattr(layer, "activation_relu_or_gelu", 0) for layer in module.layers)
 
 
 def _gelu_slots(model: nn.Module) -> tuple[list[Slot], dict[str, str]]:

@@ -221,6 +221,19 @@ def test_the_fused_inference_path_of_a_transformer_layer_sees_the_replacement():
         torch.testing.assert_close(layer.eval()(x), with_gradients, rtol=1e-4, atol=1e-5)
 
 
+def test_a_transformer_encoder_still_takes_padded_batches():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=nn.GELU(), batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    assert encoder.use_nested_tensor  # packs padded batches, which only the fused path of the layers understands
+    x, padding = torch.randn(2, 5, 8), torch.arange(5).expand(2, 5) >= torch.tensor([[4], [5]])
+    convert_(encoder, init_hardness=5.0)
+    with_gradients = encoder(x, src_key_padding_mask=padding)
+    with torch.inference_mode():
+        y = encoder.eval()(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(y[~padding], with_gradients[~padding], rtol=1e-4, atol=1e-5)
+
+
 # --- to_relu_ --------------------------------------------------------------------------------------------------------
 
 
