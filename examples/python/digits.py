@@ -134,9 +134,10 @@ def train(name: str, seed: int, digits: Digits, arguments: argparse.Namespace, b
     bar.set_description(f"seed {seed}, {name}")
     for _ in range(arguments.epochs):
         train_epoch(network, optimizer, digits, order)
-        result["accuracy_by_epoch"].append(accuracy(network, digits))
         if hardened:
             scheduler.step()
+        result["accuracy_by_epoch"].append(accuracy(network, digits))
+        if hardened:
             result["hardness_by_epoch"].append(hardness_of(network))
             result["phase_by_epoch"].append(scheduler.phase)
             with lambda_gelu.relu_substituted(network):
