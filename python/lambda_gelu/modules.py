@@ -225,8 +225,10 @@ class LambdaGELU(nn.Module):
         if tuple(raw.shape) != expected or tuple(override.shape) != expected:
             got = f"{tuple(raw.shape)} and {tuple(override.shape)}"
             problem = f"size mismatch for {keys[0]} and {keys[1]}: expected shape {expected}, got {got}"
-        elif not (math.isfinite(float(temperature)) and float(temperature) > 0):
-            problem = f"{keys[2]}: temperature must be finite and positive, got {float(temperature)}"
+        elif (dtype := getattr(temperature, "dtype", type(temperature))) != torch.float64:
+            problem = f"{keys[2]} must be float64 as it was saved, got {dtype}: a rounded τ means another λ"
+        elif not (math.isfinite(temperature.item()) and temperature.item() > 0):
+            problem = f"{keys[2]}: temperature must be finite and positive, got {temperature.item()}"
         elif not override.is_meta and not _is_override(override):
             problem = f"{keys[1]} must be NaN (learned) or finite and positive (frozen), got {override.tolist()}"
         return problem

@@ -93,6 +93,9 @@ def without(*keys):
     return change
 
 
+DOUBLE = torch.tensor(0.5, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -102,8 +105,10 @@ def without(*keys):
             r"size mismatch for 1\.raw_hardness.*expected shape \(2,\), got \(3,\)",
         ),
         (other("1.hardness_override", torch.full((1,), 3.0)), "size mismatch"),
-        (other("1._extra_state", torch.tensor(0.0)), "temperature must be finite and positive, got 0.0"),
-        (other("1._extra_state", torch.tensor(math.nan)), "temperature must be finite and positive, got nan"),
+        (other("1._extra_state", DOUBLE * 0), "temperature must be finite and positive, got 0.0"),
+        (other("1._extra_state", DOUBLE * math.nan), "temperature must be finite and positive, got nan"),
+        (other("1._extra_state", 0.5), "must be float64 as it was saved, got <class 'float'>"),
+        (other("1._extra_state", DOUBLE.bfloat16()), "must be float64 as it was saved, got torch.bfloat16"),
         (other("1.hardness_override", torch.tensor([2.0, math.nan])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, -1.0])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, math.inf])), "must be NaN .learned. or finite and positive"),
