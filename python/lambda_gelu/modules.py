@@ -91,9 +91,8 @@ class LambdaGELU(nn.Module):
     def reset_parameters(self) -> None:
         """Puts λ back to ``init_hardness``, learned."""
         raw = None if self._init_hardness is None else self._raw_from_hardness(self._init_hardness)
-        with torch.no_grad():
-            self.raw_hardness.zero_() if raw is None else self.raw_hardness.copy_(raw)
-            self._clear_override()
+        self._write_raw(torch.zeros(self.num_parameters) if raw is None else raw)
+        self._clear_override()
 
     def forward(self, input: Tensor) -> Tensor:
         """The activation, elementwise; ReLU within :func:`lambda_gelu.relu_substituted`."""
@@ -134,9 +133,7 @@ class LambdaGELU(nn.Module):
             _refuse_unless(valid, hardness, f"hardness must be finite and positive in {override.dtype}")
             self.hardness_override.copy_(override)
         else:
-            raw = self._raw_from_hardness(hardness)
-            with torch.no_grad():
-                self.raw_hardness.copy_(raw)
+            self._write_raw(self._raw_from_hardness(hardness))
 
     @property
     def is_frozen(self) -> bool:
@@ -160,17 +157,17 @@ class LambdaGELU(nn.Module):
         if not self._frozen:
             return
         # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
-        raw = self.raw_hardness.detach().clone()
+        raw = _whole(self.raw_hardness.detach()).clone()
         changed = self._learned_hardness().detach() != self.hardness_override
         raw[changed] = self._raw_from_hardness(self.hardness_override[changed].to("cpu", torch.float64)).to(raw)
-        with torch.no_grad():
-            self.raw_hardness.copy_(raw)
-            self._clear_override()
+        self._write_raw(raw)
+        self._clear_override()
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows: λ, τ and whether λ is frozen."""
         parts = [f"num_parameters={self.num_parameters}"]
-        if not self.raw_hardness.is_meta:
+        sharded = hasattr(self.raw_hardness, "full_tensor")  # printing on one rank must not wait for the others
+        if not self.raw_hardness.is_meta and (self._frozen or not sharded):
             values = self.hardness.tolist()
             low, high = min(values), max(values)
             parts.append(f"hardness={low:.4g}" if low == high else f"hardness={low:.4g}..{high:.4g}")
@@ -248,10 +245,20 @@ class LambdaGELU(nn.Module):
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _learned_hardness(self) -> Tensor:
-        raw = self.raw_hardness
+        raw = _whole(self.raw_hardness)
         double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
         return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
+
+    @torch.no_grad()
+    def _write_raw(self, values: Tensor) -> None:
+        raw = self.raw_hardness
+        values = values.to(raw.device, raw.dtype)
+        if hasattr(raw, "full_tensor"):
+            from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - costs half a second
+
+            values = distribute_tensor(values, raw.device_mesh, raw.placements)
+        raw.copy_(values)
 
     def _clear_override(self) -> None:
         self.hardness_override.fill_(math.nan)
@@ -283,6 +290,11 @@ class LambdaGELU(nn.Module):
         dtype = self.raw_hardness.dtype
         _refuse_unless(raw.to(dtype).isfinite(), hardness, f"hardness is out of the range of {dtype}")
         return raw
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """What is behind a sharded parameter (FSDP2), for which every rank must ask; any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def _refuse_unless(valid: Tensor, values: Tensor, message: str) -> None:

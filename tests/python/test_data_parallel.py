@@ -1,8 +1,10 @@
-"""A frozen hardness under DistributedDataParallel, without find_unused_parameters."""
+"""A hardness under DistributedDataParallel (without find_unused_parameters) and fully_shard."""
 
 import pytest
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import lambda_gelu
@@ -33,3 +35,35 @@ def test_freezing_in_the_middle_of_a_run_leaves_no_parameter_unused():
         optimizer.step()
         scheduler.step()
     assert site.hardness.item() == 4.0
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_sharded_hardness_is_learned_hardened_and_set():
+    def run(shard: bool):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), LambdaGELU(8, init_hardness=1.5), nn.Linear(8, 1))
+        if shard:
+            fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+            assert "hardness=" not in repr(model[1])  # it would wait for the other ranks
+        optimizer = torch.optim.SGD(lambda_gelu.param_groups(model, lr=0.01), momentum=0.9)
+        scheduler = HardnessScheduler(model, 4, start=0.5, target=4.0)
+        trace = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().sum().backward()
+            optimizer.step()
+            scheduler.step()
+            trace.append(scheduler.get_last_hardness()["1"])
+        site = model[1]
+        site.set_hardness(5.0)
+        trace.append(site.hardness)
+        site.unfreeze_hardness()
+        trace.append(site.hardness.detach())
+        site.set_hardness(torch.arange(2.0, 10.0))
+        trace.append(site.hardness.detach())
+        return torch.stack(trace)
+
+    trace = run(shard=True)
+    assert torch.equal(trace, run(shard=False))
+    assert not torch.equal(trace[0], trace[1]) and trace[3].tolist() == [4.0] * 8
+    torch.testing.assert_close(trace[-1], torch.arange(2.0, 10.0))

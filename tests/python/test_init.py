@@ -70,7 +70,10 @@ def test_the_probing_run_leaves_the_model_as_it_was():
     model[1].dropout.eval()
     state = copy.deepcopy(model.state_dict())
     random_state = torch.get_rng_state()
+    recorded = []
+    model[0].register_forward_hook(lambda module, *_: recorded.append((torch.is_grad_enabled(), module.training)))
     init_hardness_(model, "uniform", example_inputs=torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
+    assert recorded == [(False, False)]
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training and model[1].training and not model[1].dropout.training
     assert torch.equal(model.state_dict()["0.running_mean"], state["0.running_mean"])
