@@ -138,7 +138,10 @@ Misrounded count_misrounded(DType dtype, double hardness) {
     if (!std::isfinite(x)) continue;
     const double z = hardness * x;
     const Reference r = reference(x, hardness);
-    rounded.set(0, static_cast<double>(r.y));
+    // y > x / 2 everywhere but at 0, by less than a long double shows where x is subnormal.
+    auto exact_y = static_cast<double>(r.y);
+    if (x != 0 && exact_y == x / 2) exact_y = std::nextafter(exact_y, INFINITY);
+    rounded.set(0, exact_y);
     rounded.set(1, static_cast<double>(r.derivative));
     if (y[i] != rounded[0] && !(z < kCut && y[i] == 0)) {
       ++counts.y;

@@ -34,7 +34,7 @@ HWY_INLINE void forward_step(const typename S::Forward& formula,
                              typename S::Element* y) {
   Pack<typename S::D, kForwardLockstep<S>> values;
   S::load(x, values);
-  S::template store<kStream>(y, formula.forward(values, gate));
+  S::template store<kStream, Ties::kUp>(y, formula.forward(values, gate));
 }
 
 template <class S, bool kStream>
@@ -87,7 +87,7 @@ HWY_INLINE void backward_step(const typename S::Backward& formula, const GatePac
     S::load(x + j * group, values);
     S::load(g + j * group, grads);
     const auto derivative = formula.derivative(values, gate);
-    S::template store<kStream>(dx + j * group, grads * derivative.dx);
+    S::template store<kStream, Ties::kAway>(dx + j * group, grads * derivative.dx);
     HWY_UNROLL(8)
     for (int u = 0; u < kLockstep; ++u) {
       const int vector = j * kLockstep + u;
@@ -207,14 +207,14 @@ HWY_INLINE Pack<D, kRows * S::kVectors> load_rows(const typename S::Element* p, 
   return r;
 }
 
-template <class S, bool kStream, int kRows, class D = typename S::D>
+template <class S, bool kStream, Ties kTies, int kRows, class D = typename S::D>
 HWY_INLINE void store_rows(typename S::Element* p, std::int64_t stride, const Pack<D, kRows * S::kVectors>& values) {
   HWY_UNROLL(4)
   for (int row = 0; row < kRows; ++row) {
     Pack<D, S::kVectors> one;
     HWY_UNROLL(2)
     for (int k = 0; k < S::kVectors; ++k) one.v[k] = values.v[row * S::kVectors + k];
-    S::template store<kStream>(p + row * stride, one);
+    S::template store<kStream, kTies>(p + row * stride, one);
   }
 }
 
@@ -239,14 +239,14 @@ HWY_INLINE void column_step(const std::conditional_t<kBackward, typename S::Back
     if constexpr (kBackward) {
       const auto grads = load_rows<S, together>(rows.g + row * rows.g_stride + c, rows.g_stride);
       const auto derivative = formula.derivative(values, gate);
-      store_rows<S, kStream, together>(out, rows.out_stride, grads * derivative.dx);
+      store_rows<S, kStream, Ties::kAway, together>(out, rows.out_stride, grads * derivative.dx);
       HWY_UNROLL(8)
       for (int u = 0; u < together * S::kVectors; ++u) {
         auto& to = sum.v[u % S::kVectors];
         to = fused(D(), grads.v[u], derivative.term.v[u], to);
       }
     } else {
-      store_rows<S, kStream, together>(out, rows.out_stride, formula.forward(values, gate));
+      store_rows<S, kStream, Ties::kUp, together>(out, rows.out_stride, formula.forward(values, gate));
     }
   }
   if constexpr (kBackward) {

@@ -17,6 +17,9 @@ namespace HWY_NAMESPACE {
 // Forward / Backward (formulas), and where element i of a step stands: vector v of the pack adds to lane vector
 // lane_vector(v).
 
+/// Where a result lies halfway between two numbers of a dtype whose conversion is our own.
+enum class Ties { kUp, kAway };
+
 template <bool kStream, class D, class V>
 HWY_INLINE void put(V v, D d, hn::TFromD<D>* to) {
   if constexpr (kStream) {
@@ -40,7 +43,7 @@ struct Plain {
   static HWY_INLINE void load(const Element* p, Pack<D, U>& r) {
     LG_EACH r.v[u] = hn::LoadU(D(), p + u * kLanes<D>);
   }
-  template <bool kStream, int U>
+  template <bool kStream, Ties kTies, int U>
   static HWY_INLINE void store(Element* p, const Pack<D, U>& a) {
     LG_EACH put<kStream>(a.v[u], D(), p + u * kLanes<D>);
   }
@@ -58,13 +61,18 @@ struct BFloat16 {
   static constexpr int kVectors = 2;
   static constexpr bool kSplit = true;
 
-  // The rounded number in the upper half; to nearest, ties to even. Not Highway's: 1.0.3 truncates, and the AVX512-BF16
-  // instruction flushes subnormals. A NaN stays one because its lower half is zero: inputs are bfloat16, and a NaN
-  // made by arithmetic is the default one.
+  // The number rounded to nearest in the upper half. Not Highway's: 1.0.3 truncates, and the AVX512-BF16 instruction
+  // flushes subnormals. A NaN stays one because its lower half is zero: inputs are bfloat16, and a NaN made by
+  // arithmetic is the default one.
+  // Ties come from subnormal results, where y is x / 2 and a little more: rounding them up is correct, to even is not.
+  // Ties of dx may go either way, and away from zero is the cheapest.
+  template <Ties kTies>
   static HWY_INLINE hn::VFromD<Bits> rounded(hn::VFromD<DF> v) {
     const Bits bits;
-    const auto b = hn::BitCast(bits, v);
-    return hn::Add(b, hn::Add(hn::And(hn::ShiftRight<16>(b), hn::Set(bits, 1u)), hn::Set(bits, 0x7fffu)));
+    const auto half_up = hn::Add(hn::BitCast(bits, v), hn::Set(bits, 0x8000u));
+    if constexpr (kTies == Ties::kAway) return half_up;
+    const hn::RebindToSigned<DF> integers;
+    return hn::Add(half_up, hn::BitCast(bits, hn::ShiftRight<31>(hn::BitCast(integers, v))));  // negative: 1 less
   }
   template <int U>
   static HWY_INLINE void load(const Element* p, Pack<D, U>& r) {
@@ -76,13 +84,13 @@ struct BFloat16 {
       r.v[u + 1] = hn::BitCast(D(), hn::And(both, hn::Set(bits, 0xffff0000u)));
     }
   }
-  template <bool kStream, int U>
+  template <bool kStream, Ties kTies, int U>
   static HWY_INLINE void store(Element* p, const Pack<D, U>& a) {
     const Bits bits;
     HWY_UNROLL(8)
     for (int u = 0; u < U; u += 2) {
-      const auto even = hn::ShiftRight<16>(rounded(a.v[u]));
-      const auto odd = rounded(a.v[u + 1]);
+      const auto even = hn::ShiftRight<16>(rounded<kTies>(a.v[u]));
+      const auto odd = rounded<kTies>(a.v[u + 1]);
 #if LAMBDA_GELU_AVX512
       hn::VFromD<Bits> both;
       both.raw = _mm512_mask_mov_epi16(even.raw, 0xaaaaaaaau, odd.raw);
@@ -113,7 +121,7 @@ struct Float16 {
     const hn::Rebind<hwy::float16_t, DF> half;
     LG_EACH r.v[u] = hn::PromoteTo(DF(), hn::BitCast(half, hn::LoadU(bits, p + u * kLanes<D>)));
   }
-  template <bool kStream, int U>
+  template <bool kStream, Ties kTies, int U>
   static HWY_INLINE void store(Element* p, const Pack<D, U>& a) {
     const hn::Rebind<std::uint16_t, DF> bits;
     const hn::Rebind<hwy::float16_t, DF> half;
@@ -169,7 +177,7 @@ struct Float16 {
       r.v[u] = hn::Load(D(), lanes);
     }
   }
-  template <bool kStream, int U>
+  template <bool kStream, Ties kTies, int U>
   static HWY_INLINE void store(Element* p, const Pack<D, U>& a) {
     for (int u = 0; u < U; ++u) {
       alignas(64) float lanes[kLanes<D>];
