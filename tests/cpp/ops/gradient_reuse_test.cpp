@@ -160,6 +160,23 @@ TEST_F(GradientReuse, NotOfAViewWhoseBaseIsKept) {
   EXPECT_TRUE(at::equal(base, copy));
 }
 
+TEST_F(GradientReuse, NotOfAViewWhoseStorageIsKept) {
+  x = at::randn({2, 16, 8});
+  const auto next = at::randn({4, 8});
+  c10::Storage kept;
+  at::Tensor copy;
+  EXPECT_EQ(reuses([&](const auto& y) {
+              y.register_hook([&](at::Tensor grad) {
+                EXPECT_TRUE(grad.is_view());
+                kept = grad.storage();
+                copy = grad.clone();
+              });
+              return at::linear(y, next).pow(2).sum();
+            }),
+            0);
+  EXPECT_TRUE(at::equal(at::empty({0}).set_(kept, 0, copy.sizes(), copy.strides()), copy));
+}
+
 TEST_F(GradientReuse, NotOfMemoryThatTorchDoesNotOwn) {
   std::vector<float> mine(16 * 8, 0.5F);
   EXPECT_EQ(reuses([&](const auto& y) {
@@ -208,23 +225,68 @@ TEST_F(GradientReuse, NotWhereTheGradientOfTheOutputIsReturned) {
 }
 
 TEST_F(GradientReuse, NotWhereAGraphIsCreated) {
+  const auto constant = at::randn({16, 8});
   const auto before = gradient_reuse_count();
-  const auto grads =
-      torch::autograd::grad({activation().pow(2).sum()}, {weight, hardness}, {}, true, /*create_graph=*/true);
+  for (const auto& loss : {activation().pow(2).sum(), (activation() * constant).sum()}) {
+    const auto grads = torch::autograd::grad({loss}, {weight, hardness}, {}, true, /*create_graph=*/true);
+    EXPECT_TRUE(grads[0].requires_grad());
+    EXPECT_TRUE(grads[1].requires_grad());
+  }
   EXPECT_EQ(gradient_reuse_count(), before);
-  EXPECT_TRUE(grads[0].requires_grad());
 }
 
 TEST_F(GradientReuse, NotWhereTangentsFlow) {
   const auto level = torch::autograd::ForwardADLevel::get_next_idx();
+  const auto with_tangent = [&](const at::Tensor& tensor) {
+    tensor._set_fw_grad(at::ones_like(tensor), level, /*is_inplace_op=*/false);
+    return tensor;
+  };
   const auto input = at::randn({16, 8}).requires_grad_();
-  const auto dual = input * 1;
-  dual._set_fw_grad(at::ones({16, 8}), level, false);
+  const auto plain = input * 1;
+  const auto dual = with_tangent(input * 1);
+  const auto constant = at::randn({16, 8});
+  const auto dual_constant = with_tangent(constant.clone());
   const auto before = gradient_reuse_count();
-  const auto grad = torch::autograd::grad({lambda_gelu(dual, hardness).pow(2).sum()}, {dual})[0];
+  const auto expect_tangent = [&](const at::Tensor& loss, const at::Tensor& with_respect_to) {
+    const auto grad = torch::autograd::grad({loss}, {with_respect_to})[0];
+    EXPECT_TRUE(grad._fw_grad(level).defined());
+  };
+  expect_tangent((lambda_gelu(dual, hardness) * constant).sum(), dual);         // of the input alone
+  expect_tangent((lambda_gelu(plain, hardness) * dual_constant).sum(), plain);  // of the gradient alone
+  expect_tangent((lambda_gelu(plain * 1, with_tangent(hardness * 1)) * constant).sum(), plain);  // of the hardness
   EXPECT_EQ(gradient_reuse_count(), before);
-  EXPECT_TRUE(grad._fw_grad(level).defined());
   torch::autograd::ForwardADLevel::release_idx(level);
+}
+
+TEST_F(GradientReuse, NotOfAGradientThatHasAHistory) {
+  EXPECT_EQ(reuses([&](const auto& y) {
+              y.register_hook([&](at::Tensor grad) {
+                const at::AutoGradMode enable(true);
+                return grad * hardness;
+              });
+              return y.pow(2).sum();
+            }),
+            0);
+}
+
+TEST_F(GradientReuse, NotOfAnInferenceTensor) {
+  EXPECT_EQ(reuses([](const auto& y) {
+              y.register_hook([](at::Tensor grad) {
+                const c10::InferenceMode inference;
+                return grad.clone();
+              });
+              return y.pow(2).sum();
+            }),
+            0);
+}
+
+TEST_F(GradientReuse, NotOfOrBesideALazilyNegatedTensor) {
+  EXPECT_EQ(reuses([](const auto& y) {
+              y.register_hook([](at::Tensor grad) { return at::_neg_view(grad.clone()); });
+              return y.pow(2).sum();
+            }),
+            0);
+  EXPECT_EQ(reuses([&](const auto& y) { return lambda_gelu(at::_neg_view(y.sin()), hardness).pow(2).sum(); }), 1);
 }
 
 TEST_F(GradientReuse, RetainedOutputGradientIsTheGradientOfTheOutput) {
