@@ -1,6 +1,5 @@
 #include <kernels/cpu/lambda_gelu.h>
 #include <kernels/cpu/simd/kernel_table.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -182,18 +181,6 @@ bool can_stream_columns(const ColumnPlan& plan, std::int64_t element_size, const
 }
 
 }  // namespace
-
-std::int64_t last_level_cache_bytes() {
-  static const std::int64_t bytes = [] {
-    std::int64_t size = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    constexpr std::int64_t typical = std::int64_t{32} << 20;
-    return size > 0 ? size : typical;
-  }();
-  return bytes;
-}
 
 // --- Forward --------------------------------------------------------------------------------------------------------
 Forward::Forward(DType dtype, const Geometry& geometry, const Operand& input, void* y, const double* hardness)
