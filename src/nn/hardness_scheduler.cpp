@@ -17,10 +17,10 @@ double finfo_max(at::ScalarType dtype) {
   return dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
 }
 
-void check_target(const Site& site, double target) {
+void check_representable(const Site& site, const char* name, double hardness) {
   const auto dtype = site.module->hardness_override.scalar_type();
-  TORCH_CHECK_VALUE(target >= finfo_tiny(dtype) && target <= finfo_max(dtype), "target of '", site.name,
-                    "' must be finite and positive in ", dtype, ", got ", target);
+  TORCH_CHECK_VALUE(hardness >= finfo_tiny(dtype) && hardness <= finfo_max(dtype), name, " of '", site.name,
+                    "' must be finite and positive in ", dtype, ", got ", hardness);
 }
 
 std::string names_of(const std::vector<Site>& sites) {
@@ -41,7 +41,7 @@ std::vector<double> resolve_targets(const std::vector<Site>& sites, const Hardne
     TORCH_CHECK_VALUE(by_name.empty() || entry != by_name.end(), "site_targets must name every site, '", site.name,
                       "' is missing");
     targets.push_back(by_name.empty() ? options.target() : entry->second);
-    check_target(site, targets.back());
+    check_representable(site, "target", targets.back());
   }
   return targets;
 }
@@ -151,9 +151,9 @@ void HardnessScheduler::move_to(int64_t step, Hardness learned) {
     Hardness hardness = learned;
     for (size_t i = 0; i < sites_.size(); ++i) {
       for (double& value : hardness[i]) {
-        value = with_value_errors([&] {
-          return std::max(value, scheduled_hardness(options_.schedule(), value, targets_[i], window_.progress(step)));
-        });
+        check_representable(sites_[i], "hardness", value);
+        value = std::max(value, scheduled_hardness(options_.schedule(), value, targets_[i], window_.progress(step)));
+        check_representable(sites_[i], "hardness", value);
       }
     }
     for (size_t i = 0; i < sites_.size(); ++i) {

@@ -1,3 +1,5 @@
+#include <ATen/ATen.h>
+#include <lambda_gelu/math/hardness.h>
 #include <lambda_gelu/nn/init.h>
 #include <lambda_gelu/nn/sites.h>
 
@@ -31,6 +33,10 @@ std::vector<std::pair<std::string, double>> init_hardness_(torch::nn::Module& mo
   for (const auto& site : sites) {
     TORCH_CHECK_VALUE(!site.module->is_frozen(), "hardness must be learned at every site, it is frozen at '", site.name,
                       "'; unfreeze_hardness() first");
+    const auto dtype = site.module->raw_hardness.scalar_type();
+    const auto raw = at::full({1}, raw_from_hardness(high, site.module->temperature()), at::dtype(at::kDouble));
+    TORCH_CHECK_VALUE(at::isfinite(raw.to(dtype)).item<bool>(), "high must be in the range of ", dtype, " at '",
+                      site.name, "', got ", high);
   }
   const auto values = profile(mode, low, high, sites.size());
   std::vector<std::pair<std::string, double>> result;

@@ -45,7 +45,7 @@ bool all_finite_and_positive(const at::Tensor& tensor) {
 
 // lambda in float64, differentiable. The value is the math floor's to the last bit, as in the op's CPU kernels: ATen's
 // vectorised exp and log1p may differ from it by an ulp.
-at::Tensor hardness_from_raw_tensor(const at::Tensor& raw, double temperature) {
+at::Tensor double_from_raw(const at::Tensor& raw, double temperature) {
   const auto scaled = raw.to(at::kDouble) / temperature;
   const auto hardness = 1 + at::logaddexp(scaled, at::zeros_like(scaled));
   if (!raw.is_cpu()) return hardness;
@@ -57,6 +57,11 @@ at::Tensor hardness_from_raw_tensor(const at::Tensor& raw, double temperature) {
   }
   // Two neighbours differ exactly, so the sum is `exact`; its gradient is that of `hardness`.
   return at::where(at::isfinite(exact), hardness + (exact - hardness.detach()), hardness);
+}
+
+// lambda as the op rounds it.
+at::Tensor learned_hardness(const at::Tensor& raw, double temperature) {
+  return double_from_raw(raw, temperature).to(precise(raw.scalar_type()));
 }
 
 }  // namespace
@@ -96,7 +101,7 @@ at::Tensor LambdaGELUImpl::forward(const at::Tensor& input) {
 
 at::Tensor LambdaGELUImpl::hardness() const {
   if (frozen_) return hardness_override.detach().clone();
-  return hardness_from_raw_tensor(raw_hardness, temperature()).to(precise(raw_hardness.scalar_type()));
+  return learned_hardness(raw_hardness, temperature());
 }
 
 void LambdaGELUImpl::set_hardness(double value) {
@@ -128,8 +133,7 @@ void LambdaGELUImpl::unfreeze_hardness() {
   at::NoGradGuard no_grad;
   // A lambda that freezing took from s and nobody has changed since gives s back to the last bit, also one that is 1
   // because s is far below 0.
-  const auto learned = hardness_from_raw_tensor(raw_hardness, temperature()).to(hardness_override.scalar_type());
-  const auto unchanged = learned == hardness_override;
+  const auto unchanged = learned_hardness(raw_hardness, temperature()) == hardness_override;
   const auto changed = hardness_override.masked_fill(unchanged, 2.0).to(at::kCPU, at::kDouble);
   const auto raw = checked_raw(changed).to(raw_hardness.options());
   raw_hardness.copy_(at::where(unchanged, raw_hardness, raw));

@@ -133,6 +133,17 @@ TEST(HardnessScheduler, RefusesAPlanWithoutChangingTheModel) {
   expect_value_error([&] { HardnessScheduler(*model, 10); }, "LambdaGELU", "has none");
 }
 
+TEST(HardnessScheduler, ATargetThatACastHasPutOutOfRangeIsRefusedAtTheStepThatNeedsIt) {
+  auto model = make_mlp();
+  model->to(at::kDouble);
+  HardnessScheduler scheduler(*model, 2, Options().start(0.5).site_targets({{"1", 5}, {"3", 1e100}}));
+  model->to(at::kFloat);
+  scheduler.step();
+  const auto before = saved(model);
+  expect_value_error([&] { scheduler.step(); }, "hardness of '3' must be finite and positive in Float", "got 1e+100");
+  EXPECT_EQ(saved(model), before);
+}
+
 TEST(HardnessScheduler, AHardnessThatIsNotFiniteIsRefusedAtTheSwitch) {
   auto model = make_mlp();
   HardnessScheduler scheduler(*model, 2, Options().start(0.5));
@@ -267,7 +278,9 @@ TEST(HardnessScheduler, ADamagedStateIsRefused) {
   expect_value_error([&] { load_from(forged(-1, {}), scheduler); }, "step must be at least 0", "the state has -1");
   expect_value_error([&] { load_from(forged(1, {2.0}), scheduler); }, "learned_hardness must have 0 values at step 1");
   expect_value_error([&] { load_from(forged(3, {}), scheduler); }, "learned_hardness must have 1 values at step 3");
-  expect_value_error([&] { load_from(forged(3, {kNaN}), scheduler); }, "finite and positive", "nan");
+  for (double value : {kNaN, kInf, 0.0, -2.0, 1e300}) {
+    expect_value_error([&] { load_from(forged(3, {value}), scheduler); }, "hardness of '' must be finite and positive");
+  }
   EXPECT_FALSE(site->is_frozen());
   load_from(forged(3, {5.0}), scheduler);  // the forgery itself is sound
   expect_same(site->hardness(), tensor_of({7}));

@@ -276,6 +276,18 @@ TEST(LambdaGELU, UnfreezingAnUntouchedHardnessGivesSBackToTheLastBit) {
   expect_same(site->raw_hardness, raw);
 }
 
+TEST(LambdaGELU, UnfreezingAfterCastsGivesSBackToo) {
+  LambdaGELU site(LambdaGELUOptions(256).channel_dim(0));
+  site->to(at::kDouble);
+  site->to(at::kBFloat16);  // the override is float64 now, s bfloat16
+  at::NoGradGuard no_grad;
+  site->raw_hardness.uniform_(-2, 2);
+  const auto raw = site->raw_hardness.clone();
+  site->freeze_hardness();
+  site->unfreeze_hardness();
+  expect_same(site->raw_hardness, raw);
+}
+
 TEST(LambdaGELU, UnfreezingAHardnessThatNoSExpressesIsRefused) {
   LambdaGELU site(LambdaGELUOptions(2));
   site->freeze_hardness();

@@ -118,6 +118,7 @@ TEST(InitHardness, RefusesWithoutChangingAnything) {
     expect_value_error([&, low = low, high = high] { init_hardness_(*model, "increasing", low, high); },
                        "1 < low <= high", "got");
   }
+  expect_value_error([&] { init_hardness_(*model, "increasing", 1.1, 1e300); }, "high", "range of Float", "got 1e+300");
   torch::nn::Sequential without(torch::nn::Linear(2, 2));
   expect_value_error([&] { init_hardness_(*without); }, "LambdaGELU");
   EXPECT_EQ(saved(model), before);
