@@ -67,7 +67,7 @@ def _profile(mode: str, low: float, high: float, count: int) -> list[float]:
 def _in_order_of_execution(
     model: nn.Module, sites: dict[str, LambdaGELU], example_inputs: Any
 ) -> dict[str, LambdaGELU]:
-    names = {site: name for name, site in sites.items()}
+    names: dict[nn.Module, str] = {site: name for name, site in sites.items()}
     calls = record_calls(model, sites.values(), example_inputs)
     ordered = {names[site]: sites[names[site]] for site, _ in calls}
     if len(ordered) < len(sites):

@@ -252,7 +252,7 @@ class LambdaGELU(nn.Module):
 
     @torch.no_grad()
     def _write_raw(self, values: Tensor) -> None:
-        raw = self.raw_hardness
+        raw: Any = self.raw_hardness
         values = values.to(raw.device, raw.dtype)
         if hasattr(raw, "full_tensor"):
             from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - costs half a second

@@ -56,7 +56,7 @@ def param_groups(
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
     hardness = list(dict.fromkeys(site.raw_hardness for site in find_sites(model).values()))
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     base = {"lr": lr, "weight_decay": weight_decay, **defaults}
     if groups is None:
         groups = [{"params": list(model.parameters())}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import nn
 
@@ -12,14 +13,17 @@ from .modules import LambdaGELU
 _WRAPPER_COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 @dataclass(frozen=True)
-class Slot:
+class Slot(Generic[M]):
     """A place in a model: `parent` holds `module` under `key`."""
 
     parent: nn.Module
     key: str
     name: str
-    module: nn.Module
+    module: M
 
     def put(self, module: nn.Module) -> None:
         """Puts another module into this place."""
@@ -36,7 +40,7 @@ def _fused_activation(module: nn.Module) -> int:
     return 2 if isinstance(module, nn.GELU) else 0
 
 
-def find_slots(model: nn.Module, kind: type[nn.Module]) -> list[Slot]:
+def find_slots(model: nn.Module, kind: type[M]) -> list[Slot[M]]:
     """Every place that holds a module of this kind; a module that is registered twice has two."""
     return [
         Slot(parent, key, _site_name(f"{prefix}.{key}"), child)

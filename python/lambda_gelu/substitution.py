@@ -162,7 +162,7 @@ def _disable_nested_tensors(model: nn.Module) -> None:
             module.use_nested_tensor &= all(getattr(layer, "activation_relu_or_gelu", 0) for layer in module.layers)
 
 
-def _gelu_slots(model: nn.Module) -> tuple[list[Slot], dict[str, str]]:
+def _gelu_slots(model: nn.Module) -> tuple[list[Slot[nn.GELU]], dict[str, str]]:
     """Where GELU modules lie, and the derived ones that are left alone."""
     slots, skipped = [], {}
     for slot in find_slots(model, nn.GELU):
@@ -174,14 +174,14 @@ def _gelu_slots(model: nn.Module) -> tuple[list[Slot], dict[str, str]]:
 
 
 def _measure(
-    model: nn.Module, slots: list[Slot], example_inputs: Any, channel_dim: int | None
+    model: nn.Module, slots: list[Slot[nn.GELU]], example_inputs: Any, channel_dim: int | None
 ) -> tuple[dict[str, int], dict[str, int] | None]:
     """Number of λ and of calls by slot."""
     counts = {slot.name: 1 for slot in slots}
     if example_inputs is None:
         return counts, None
     # A module of its own in every slot, so that one that is shared by several tells them apart.
-    probes = {nn.GELU(slot.module.approximate): slot for slot in slots}
+    probes: dict[nn.Module, Slot[nn.GELU]] = {nn.GELU(slot.module.approximate): slot for slot in slots}
     try:
         for probe, slot in probes.items():
             slot.put(probe)
@@ -191,8 +191,8 @@ def _measure(
             slot.put(slot.module)
     calls = {slot.name: 0 for slot in slots}
     channels: dict[str, set[int]] = {slot.name: set() for slot in slots}
-    for probe, argument in recorded:
-        name = probes[probe].name
+    for module, argument in recorded:
+        name = probes[module].name
         calls[name] += 1
         if channel_dim is not None:
             if not -argument.dim() <= channel_dim < argument.dim():
@@ -273,7 +273,7 @@ def to_relu_(model: nn.Module) -> SubstitutionReport:
     if isinstance(model, LambdaGELU):
         raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place: write nn.ReLU() instead")
     find_sites(model)
-    places: dict[nn.Module, list[Slot]] = {}
+    places: dict[LambdaGELU, list[Slot[LambdaGELU]]] = {}
     for slot in find_slots(model, LambdaGELU):
         places.setdefault(slot.module, []).append(slot)
     report = SubstitutionReport(tuple(_substituted_site(slots) for slots in places.values()))
@@ -284,7 +284,7 @@ def to_relu_(model: nn.Module) -> SubstitutionReport:
     return report
 
 
-def _substituted_site(slots: list[Slot]) -> SubstitutedSite:
+def _substituted_site(slots: list[Slot[LambdaGELU]]) -> SubstitutedSite:
     hardness = slots[0].module.hardness.tolist()
     return SubstitutedSite(
         name=slots[0].name,
