@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "kernels/cpu/lambda_gelu.h"
@@ -26,13 +27,17 @@ kernels::DType kernel_dtype(at::ScalarType dtype) {
   }
 }
 
+// ATen's own at::internal::GRAIN_SIZE: below it, waking a thread costs more than it saves.
+constexpr int64_t kElementsPerThread = 32768;
+
 template <class Kernel>
-void run(Kernel& kernel) {
+void run(Kernel& kernel, int64_t elements) {
   const auto units = kernel.units();
-  if (units == 1) {
-    kernel.run(0, 1);
+  const auto grain = std::max<int64_t>(1, units * kElementsPerThread / elements);
+  if (units <= grain) {
+    kernel.run(0, units);
   } else {
-    at::parallel_for(0, units, /*grain_size=*/1, [&](int64_t begin, int64_t end) { kernel.run(begin, end); });
+    at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernel.run(begin, end); });
   }
 }
 
@@ -52,7 +57,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t 
   const StridedOperand x(input, output, order);
   const kernels::Forward kernel(kernel_dtype(input.scalar_type()), geometry_of(output, order, hardness, channel_dim),
                                 x.operand(), output.mutable_data_ptr(), lambda.data());
-  run(kernel);
+  run(kernel, output.numel());
   return output;
 }
 
@@ -63,12 +68,13 @@ at::Tensor backward_into(const at::Tensor& grad_input, const at::Tensor& grad_ou
 
   const auto order = memory_order(grad_input);
   const auto lambda = hardness_values(hardness, temperature);
+  // Before the operands are read: it detaches a lazily copied grad_output from its source.
   auto* const dx = grad_input.mutable_data_ptr();
   const StridedOperand g(grad_output, grad_input, order);
   const StridedOperand x(input, grad_input, order);
   kernels::Backward kernel(kernel_dtype(input.scalar_type()), geometry_of(grad_input, order, hardness, channel_dim),
                            g.operand(), x.operand(), dx, lambda.data());
-  run(kernel);
+  run(kernel, grad_input.numel());
 
   Values gradient(hardness.numel());
   kernel.sum(gradient.data());
