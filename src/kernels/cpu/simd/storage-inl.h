@@ -13,9 +13,8 @@ HWY_BEFORE_NAMESPACE();
 namespace lambda_gelu::kernels {
 namespace HWY_NAMESPACE {
 
-// A storage says: Element (in memory), D (vectors computed with), kVectors (how many one load or store moves),
-// Forward / Backward (formulas), and where element i of a step stands: vector v of the pack adds to lane vector
-// lane_vector(v).
+// A storage says: Element (in memory), D (vectors computed with), Forward and Backward (formulas), kVectors (how many
+// vectors one load or store moves) and kSplit (whether these are the even and the odd elements, or follow each other).
 
 /// Where a result lies halfway between two numbers of a dtype whose conversion is our own.
 enum class Ties { kUp, kAway };
