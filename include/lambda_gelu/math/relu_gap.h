@@ -26,7 +26,8 @@ LAMBDA_GELU_API double expected_sq_gap(double hardness, double mean = 0.0, doubl
 LAMBDA_GELU_API double expected_sq_relu(double mean = 0.0, double std = 1.0);
 
 /// Signal-to-error ratio of the swap in dB, 10 log10(E[ReLU(x)^2] / E[e(x)^2]), for x ~ N(mean * sigma, sigma^2):
-/// it depends only on the effective hardness kappa = lambda * sigma > 0 and on the mean in units of sigma, in [-30, 30].
+/// it depends only on the effective hardness kappa = lambda * sigma > 0 and on the mean in units of sigma, in [-30,
+/// 30].
 LAMBDA_GELU_API double ser_db(double effective_hardness, double mean = 0.0);
 
 /// The effective hardness kappa at which ser_db(kappa, mean) = decibels; divide by sigma for lambda.
