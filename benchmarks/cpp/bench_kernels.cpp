@@ -6,6 +6,7 @@
 #include <benchmark/benchmark.h>
 #include <emmintrin.h>
 #include <kernels/cpu/lambda_gelu.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -113,10 +114,23 @@ Memory& memory() {
   return all;
 }
 
+/// Keeps this thread on one processor: a scheduler leaves short-lived threads on the processor of their parent.
+void stay_on(int processor) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(processor, &set);
+  sched_setaffinity(0, sizeof(set), &set);
+}
+
 /// Runs f(begin, end) over [0, size) on this and threads - 1 more threads.
 void parallel(int threads, std::int64_t size, const std::function<void(std::int64_t, std::int64_t)>& f) {
   std::vector<std::thread> workers;
-  for (int t = 1; t < threads; ++t) workers.emplace_back([=, &f] { f(size * t / threads, size * (t + 1) / threads); });
+  for (int t = 1; t < threads; ++t) {
+    workers.emplace_back([=, &f] {
+      stay_on(t);
+      f(size * t / threads, size * (t + 1) / threads);
+    });
+  }
   f(0, size / threads);
   for (std::thread& worker : workers) worker.join();
 }
@@ -283,6 +297,7 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   describe_machine();
+  stay_on(0);
   register_all();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
