@@ -53,6 +53,8 @@ def init_hardness_(
         sites = _in_order_of_execution(model, sites, example_inputs)
     hardness = dict(zip(sites, _profile(mode, low, high, len(sites)), strict=True))
     for name, site in sites.items():
+        site._check_learnable(hardness[name])  # before the first one changes
+    for name, site in sites.items():
         site.set_hardness(hardness[name])
     return hardness
 

@@ -135,6 +135,10 @@ class LambdaGELU(nn.Module):
         else:
             self._write_raw(self._raw_from_hardness(hardness))
 
+    def _check_learnable(self, value: float | Tensor) -> None:
+        """Raises what set_hardness would raise on a learned module."""
+        self._raw_from_hardness(self._checked(value))
+
     @property
     def is_frozen(self) -> bool:
         """Whether the forward uses ``hardness_override``."""
@@ -248,7 +252,19 @@ class LambdaGELU(nn.Module):
         raw = _whole(self.raw_hardness)
         double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
-        return hardness.to(torch.float64 if raw.dtype == torch.float64 else torch.float32)
+        if raw.dtype == torch.float64:
+            return self._with_exact_value(hardness)
+        return hardness.to(torch.float32)
+
+    def _with_exact_value(self, hardness: Tensor) -> Tensor:
+        """The kernels' λ to the last bit of float64, where torch's softplus may be an ULP off; same gradient."""
+        raw = self.raw_hardness.detach()
+        if type(raw) is not Tensor or raw.device.type != "cpu" or torch.compiler.is_compiling():
+            return hardness
+        if not bool(raw.isfinite().all()):
+            return hardness
+        exact = torch.tensor([_C.hardness_from_raw(s, self._temperature) for s in raw.tolist()], dtype=torch.float64)
+        return hardness + (exact - hardness.detach())  # neighbours differ exactly, so the sum is `exact`
 
     @torch.no_grad()
     def _write_raw(self, values: Tensor) -> None:

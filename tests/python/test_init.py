@@ -123,3 +123,11 @@ def test_an_exception_in_the_model_leaves_no_hook():
     with pytest.raises(TypeError):
         init_hardness_(model, example_inputs=(1, 2, 3, 4))
     assert all(not module._forward_pre_hooks for module in model.modules()) and model.training
+
+
+def test_a_value_that_a_later_site_cannot_hold_is_refused_before_the_first_changes():
+    model = nn.Sequential(LambdaGELU(dtype=torch.float64), LambdaGELU(dtype=torch.float16))
+    before = [hardness_of(site) for site in model]
+    with pytest.raises(ValueError, match=r"out of the range of torch\.float16"):
+        init_hardness_(model, "increasing", low=2.0, high=1e9)
+    assert [hardness_of(site) for site in model] == before

@@ -153,6 +153,18 @@ def test_the_forward_uses_exactly_the_hardness_it_shows(dtype, count):
     assert torch.equal(module(x), expected)
 
 
+def test_hardness_in_float64_is_that_of_the_kernels_to_the_last_bit():
+    torch.manual_seed(0)
+    count = 2000
+    module = LambdaGELU(count, dtype=torch.float64)
+    with torch.no_grad():
+        module.raw_hardness.copy_(torch.randn(count, dtype=torch.float64))
+    x = torch.randn(2, count, dtype=torch.float64)
+    assert torch.equal(module(x), lambda_gelu.lambda_gelu(x, module.hardness.detach()))
+    (grad,) = torch.autograd.grad(module.hardness.sum(), module.raw_hardness)
+    torch.testing.assert_close(grad, torch.sigmoid(module.raw_hardness.detach() / 0.1) / 0.1, rtol=1e-13, atol=1e-300)
+
+
 def test_forward_is_x_times_the_normal_distribution_of_hardness_times_x():
     module = LambdaGELU(2, init_hardness=torch.tensor([1.5, 6.0]), dtype=torch.float64)
     x = torch.linspace(-4, 4, 42, dtype=torch.float64).reshape(21, 2)
