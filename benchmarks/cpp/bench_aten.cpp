@@ -31,9 +31,8 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-void report(
-    const std::string& name, const char* dtype, int threads, int64_t n, int pairs, const std::function<void()>& ours,
-    const std::function<void()>& aten, bool& first) {
+void report(const std::string& name, const char* dtype, int threads, int64_t n, int pairs,
+            const std::function<void()>& ours, const std::function<void()>& aten, bool& first) {
   std::vector<double> our_times, aten_times, ratios;
   ours(), aten();
   for (int i = 0; i < pairs; ++i) {
@@ -63,7 +62,8 @@ int main(int argc, char** argv) {
   };
   bool first = true;
   std::printf("[");
-  for (const Type& type : {Type{"float32", at::kFloat, DType::kFloat32}, Type{"bfloat16", at::kBFloat16, DType::kBFloat16}}) {
+  for (const Type& type :
+       {Type{"float32", at::kFloat, DType::kFloat32}, Type{"bfloat16", at::kBFloat16, DType::kBFloat16}}) {
     const auto x = at::randn({n}).to(type.aten), g = at::randn({n}).to(type.aten);
     auto out = at::zeros_like(x);
     const Geometry geometry{1, 1, n};

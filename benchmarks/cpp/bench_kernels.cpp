@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -122,18 +123,52 @@ void stay_on(int processor) {
   sched_setaffinity(0, sizeof(set), &set);
 }
 
-/// Runs f(begin, end) over [0, size) on this and threads - 1 more threads.
-void parallel(int threads, std::int64_t size, const std::function<void(std::int64_t, std::int64_t)>& f) {
-  std::vector<std::thread> workers;
-  for (int t = 1; t < threads; ++t) {
-    workers.emplace_back([=, &f] {
-      stay_on(t);
-      f(size * t / threads, size * (t + 1) / threads);
-    });
+/// This thread and others, each on a processor of its own, that wait for work by spinning: to start a thread, or to
+/// wake one, costs as much as a slice.
+class Team {
+ public:
+  using Work = std::function<void(std::int64_t, std::int64_t)>;
+
+  explicit Team(int threads) : threads_(threads) {
+    for (int t = 1; t < threads; ++t) members_.emplace_back([this, t] { serve(t); });
   }
-  f(0, size / threads);
-  for (std::thread& worker : workers) worker.join();
-}
+  ~Team() {
+    work_ = nullptr;
+    round_.fetch_add(1);
+    for (std::thread& member : members_) member.join();
+  }
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  /// f(begin, end) over [0, size), one part for each.
+  void run(std::int64_t size, const Work& f) {
+    size_ = size;
+    work_ = &f;
+    busy_.store(threads_ - 1);
+    round_.fetch_add(1);
+    f(0, size / threads_);
+    while (busy_.load() != 0) _mm_pause();
+  }
+
+ private:
+  void serve(int member) {
+    stay_on(member);
+    for (int round = 0;;) {
+      while (round_.load() == round) _mm_pause();
+      ++round;
+      if (work_ == nullptr) return;
+      (*work_)(size_* member / threads_, size_ * (member + 1) / threads_);
+      busy_.fetch_sub(1);
+    }
+  }
+
+  const int threads_;
+  std::int64_t size_ = 0;
+  const Work* work_ = nullptr;
+  std::atomic<int> round_{0};
+  std::atomic<int> busy_{0};
+  std::vector<std::thread> members_;
+};
 
 /// One dtype and pass; visit() calls f with its kernel over `geometry`.
 struct Case {
@@ -198,17 +233,18 @@ void in_memory(benchmark::State& state, const std::string& target, const Case& c
       best_seconds(200, [&] { c.run(kInCache); }) * (static_cast<double>(kInMemory / slices) / kInCache);
   double best = 1e9;
   double best_copy = 1e9;
+  Team team(threads);
   for (auto _ : state) {
     c.visit({1, 1, kInMemory}, &kHardness, [&](auto& kernel) {
       const std::int64_t units = kernel.units() / slices;
       for (std::int64_t s = 0; s < slices; ++s) {
         best_copy = std::min(best_copy, seconds([&] {
-                               parallel(threads, slice_bytes / 64, [&](std::int64_t begin, std::int64_t end) {
+                               team.run(slice_bytes / 64, [&](std::int64_t begin, std::int64_t end) {
                                  copy(c.backward, s * slice_bytes + begin * 64, s * slice_bytes + end * 64);
                                });
                              }));
         best = std::min(best, seconds([&] {
-                          parallel(threads, units, [&](std::int64_t begin, std::int64_t end) {
+                          team.run(units, [&](std::int64_t begin, std::int64_t end) {
                             kernel.run(s * units + begin, s * units + end);
                           });
                         }));
