@@ -14,7 +14,7 @@ help:
 	@echo "make demo     train, harden and swap on real data, in Python and C++ (two minutes)"
 	@echo "make test     all tests, C++ and Python"
 	@echo "make build    the package in .venv, nothing else"
-	@echo "make bench    benchmarks; JSON into benchmarks/results"
+	@echo "make bench    benchmarks; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make lint     formatting and static checks;  make format  applies them"
 
 .venv/.ready: scripts/bootstrap.sh
@@ -51,8 +51,9 @@ format: .venv/.ready
 	$(VENV)/ruff format .
 
 bench: build
-	$(BUILD)/benchmarks/cpp/bench_kernels
-	$(VENV)/python benchmarks/bench_op.py
+	$(VENV)/python benchmarks/bench_kernels.py $(BUILD)/benchmarks/cpp/bench_kernels
+	$(VENV)/python benchmarks/bench_op.py --aten $(BUILD)/benchmarks/cpp/bench_aten
+	$(VENV)/python benchmarks/report.py
 
 clean:
 	rm -rf build .venv demo_output

@@ -7,6 +7,7 @@ ratio that the project asks of itself.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -111,6 +112,15 @@ def large(record: Recorder) -> None:
             pair = paired(lambda: lambda_gelu.lambda_gelu(x, hardness), other, threads=threads, pairs=5, seconds=0.2)
             reach = 1.0 if against == "F.gelu" else None
             record.add("forward 64M, fresh memory", against, pair, n, reach, dtype="float32", threads=threads)
+
+
+def against_aten(record: Recorder, executable: Path) -> None:
+    """The kernels beside ATen's on warm memory that neither allocates (bench_aten.cpp)."""
+    rows = json.loads(subprocess.run([executable], capture_output=True, text=True, check=True).stdout)
+    for row in rows:
+        row["reach"] = 1.9 if row["case"].startswith("forward") else 2.5
+        print(f"{row['case']:34} vs ATen {row['dtype']} threads={row['threads']} {row['speedup']:6.2f}x")
+    record.rows += rows
 
 
 def small(record: Recorder) -> None:
@@ -267,6 +277,7 @@ def reuse(record: Recorder) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only the cases whose name contains this text; writes no file")
+    parser.add_argument("--aten", type=Path, help="bench_aten, as CMake built it: its rows are added")
     parser.add_argument("--peak-memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_memory:
@@ -275,8 +286,10 @@ def main() -> None:
     record = Recorder(options.only)
     for part in (small, training, against_gelu, against_formula, channels, large, reuse, memory):
         part(record)
+    if options.aten:
+        against_aten(record, options.aten)
     if not options.only:
-        print("wrote", write("op", "python benchmarks/bench_op.py", record.rows))
+        print("wrote", write("op", "make bench", record.rows))
 
 
 if __name__ == "__main__":

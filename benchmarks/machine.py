@@ -33,8 +33,8 @@ def _lscpu() -> dict[str, str]:
 
 
 def describe() -> dict:
-    """The machine and the versions as a JSON-able dictionary. The clock is in the results of bench_kernels, which
-    measures it with a chain of dependent additions."""
+    """The machine and the versions as a JSON-able dictionary. The clock is in kernels.json: bench_kernels measures it
+    with a chain of dependent multiplications."""
     cpu = _lscpu()
     return {
         "cpu": cpu.get("Model name", platform.processor()),
@@ -49,9 +49,11 @@ def describe() -> dict:
     }
 
 
-def write(name: str, command: str, rows: list[dict]) -> Path:
-    """Writes benchmarks/results/<name>.json."""
+def write(name: str, command: str, rows: list[dict], measured: dict | None = None) -> Path:
+    """Writes benchmarks/results/<name>.json, one row a line; `measured` joins the description of the machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"command": command, "machine": describe(), "rows": rows}, indent=1) + "\n")
+    head = json.dumps({"command": command, "machine": describe() | (measured or {})}, indent=1)
+    body = ",\n  ".join(json.dumps(row) for row in rows)
+    path.write_text(f'{head[:-2]},\n "rows": [\n  {body}\n ]\n}}\n')
     return path
