@@ -107,6 +107,7 @@ def machine(description: dict) -> str:
 
 def main() -> None:
     kernels, op = load("kernels"), load("op")
+    measured = {key: kernels["machine"][key] for key in ("clock_GHz", "last_level_cache_bytes")}
     memory = [[r["form"], f"{r['MiB']:.0f}"] for r in op["rows"] if "MiB" in r]
     page = f"""# Benchmarks
 
@@ -114,12 +115,12 @@ Written by `benchmarks/report.py` from `benchmarks/results/*.json`; `make bench`
 figure is a ratio to something measured in the same run, or stands beside one. **reached** compares with what the
 project asks of itself; a missed figure stays here until it is met.
 
-Machine: {machine(op["machine"] | {k: kernels["machine"][k] for k in ("clock_GHz", "last_level_cache_bytes")})}. A shared
-virtual machine, so the kernels' figures are the best of many calls and the op's are medians of pairs.
+Machine: {machine(op["machine"] | measured)}. A shared virtual machine, so the kernels' figures are the best of many
+calls and the op's are medians of pairs.
 
-What limits: the figures asked for the kernels in cache were set on AMD Zen 5, whose AVX-512 units are 512 bits wide. Zen 4
-runs a 512-bit instruction in two halves, one multiply-add per cycle: the forward's 20 and the backward's 30 of them
-and their like take what the table says. The same holds for the ratios to ATen in cache, whose kernels are bound elsewhere.
+What limits: the figures asked for the kernels in cache were set on AMD Zen 5, with AVX-512 units of 512 bits. Zen 4
+(family 25) runs a 512-bit instruction in two halves: one multiply-add or table look-up a cycle, a division in six. The
+ratios to ATen and to compiled code were set there too.
 
 ## Kernels in cache, one thread
 
