@@ -112,6 +112,7 @@ def convert_(
     Raises:
         ValueError: where nothing matched, where `model` itself is an ``nn.GELU`` (nothing holds it in which it could be
             replaced), and where ``per="channel"`` finds no or no single number of channels. Nothing is changed.
+        TypeError: for an `init_hardness` that is no float. Nothing is changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -119,6 +120,8 @@ def convert_(
         raise ValueError("the model itself is a GELU and cannot be replaced in place: write LambdaGELU() instead")
     if per not in ("layer", "channel"):
         raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+    if isinstance(init_hardness, bool) or not isinstance(init_hardness, (int, float)):
+        raise TypeError(f"init_hardness must be a float, got {type(init_hardness).__name__}")
     if per == "channel" and example_inputs is None:
         raise ValueError("per='channel' needs example_inputs to learn the numbers of channels")
     slots, skipped = _gelu_slots(model)
