@@ -53,6 +53,7 @@ format: .venv/.ready
 bench: build
 	$(VENV)/python benchmarks/bench_kernels.py $(BUILD)/benchmarks/cpp/bench_kernels
 	$(VENV)/python benchmarks/bench_op.py --aten $(BUILD)/benchmarks/cpp/bench_aten
+	$(VENV)/python benchmarks/accuracy.py $(BUILD)/tests/cpp/kernels/kernels_tests
 	$(VENV)/python benchmarks/report.py
 
 clean:
