@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from .modules import LambdaGELU
 
+_COMPILED = "_orig_mod"  # where torch.compile keeps what it wraps
 # What torch.compile, FSDP1 and activation checkpointing put into a module's path.
-_WRAPPER_COMPONENTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WRAPPER_COMPONENTS = {_COMPILED, "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -44,7 +46,7 @@ def find_slots(model: nn.Module, kind: type[M]) -> list[Slot[M]]:
     """Every place that holds a module of this kind; a module that is registered twice has two."""
     return [
         Slot(parent, key, _site_name(f"{prefix}.{key}"), child)
-        for prefix, parent in _unwrapped(model).named_modules()
+        for prefix, parent in unwrapped(model).named_modules()
         for key, child in parent._modules.items()
         if isinstance(child, kind)
     ]
@@ -62,17 +64,35 @@ def find_sites(model: nn.Module) -> dict[str, LambdaGELU]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    named_modules = _unwrapped(model).named_modules()
+    named_modules = unwrapped(model).named_modules()
     sites = {_site_name(name): module for name, module in named_modules if isinstance(module, LambdaGELU)}
     if not sites:
         raise ValueError(f"{type(model).__name__} has no LambdaGELU module; lambda_gelu.convert_ puts them in")
     return sites
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
-    return model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What is inside DataParallel, DistributedDataParallel and torch.compile, nested in any order."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif _COMPILED in model._modules:
+            model = model.get_submodule(_COMPILED)
+        else:
+            return model
+
+
+def refuse_compiled(slots: Iterable[Slot[M]]) -> None:
+    """Raises ValueError for a module that torch.compile wraps by itself.
+
+    The wrapper captured the module's forward and would go on calling it, whatever is put into its place.
+    """
+    for slot in slots:
+        if slot.key == _COMPILED:
+            raise ValueError(
+                f"{slot.name} is a {type(slot.module).__name__} inside its own torch.compile, which would go on "
+                "calling it; replace first, then compile"
+            )
 
 
 def _site_name(path: str) -> str:

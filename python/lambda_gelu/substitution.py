@@ -14,7 +14,7 @@ from . import _C
 from ._calls import record_calls
 from ._table import format_table
 from .modules import LambdaGELU
-from .sites import Slot, find_sites, find_slots
+from .sites import Slot, find_sites, find_slots, refuse_compiled, unwrapped
 
 # --- GELU -> λ-GELU --------------------------------------------------------------------------------------------------
 
@@ -111,12 +111,13 @@ def convert_(
 
     Raises:
         ValueError: where nothing matched, where `model` itself is an ``nn.GELU`` (nothing holds it in which it could be
-            replaced), and where ``per="channel"`` finds no or no single number of channels. Nothing is changed.
+            replaced), where torch.compile wraps an ``nn.GELU`` by itself, and where ``per="channel"`` finds no or no
+            single number of channels. Nothing is changed.
         TypeError: for an `init_hardness` that is no float. Nothing is changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, nn.GELU):
+    if isinstance(unwrapped(model), nn.GELU):
         raise ValueError("the model itself is a GELU and cannot be replaced in place: write LambdaGELU() instead")
     if per not in ("layer", "channel"):
         raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
@@ -128,6 +129,7 @@ def convert_(
     if not slots:
         left = f" ({', '.join(skipped)} have a forward of their own)" if skipped else ""
         raise ValueError(f"{type(model).__name__} has no nn.GELU module{left}; F.gelu calls cannot be replaced")
+    refuse_compiled(slots)
     counts, calls = _measure(model, slots, example_inputs, channel_dim if per == "channel" else None)
     replacements = []
     for slot in slots:
@@ -270,19 +272,21 @@ def to_relu_(model: nn.Module) -> SubstitutionReport:
         SubstitutionReport: what was replaced; prints as a table.
 
     Raises:
-        ValueError: for a model without a site, and where `model` itself is one (nothing holds it in which it could be
-            replaced). Nothing is changed.
+        ValueError: for a model without a site, where `model` itself is one (nothing holds it in which it could be
+            replaced), and for a site that torch.compile wraps by itself. Nothing is changed.
     """
-    if isinstance(model, LambdaGELU):
-        raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place: write nn.ReLU() instead")
     find_sites(model)
+    if isinstance(unwrapped(model), LambdaGELU):
+        raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place: write nn.ReLU() instead")
+    slots = find_slots(model, LambdaGELU)
+    refuse_compiled(slots)
     places: dict[LambdaGELU, list[Slot[LambdaGELU]]] = {}
-    for slot in find_slots(model, LambdaGELU):
+    for slot in slots:
         places.setdefault(slot.module, []).append(slot)
     report = SubstitutionReport(tuple(_substituted_site(slots) for slots in places.values()))
-    for module, slots in places.items():
+    for module, its_slots in places.items():
         relu = nn.ReLU().train(module.training)
-        for slot in slots:
+        for slot in its_slots:
             slot.put(relu)
     return report
 

@@ -136,6 +136,8 @@ def test_wrappers_leave_no_trace_in_the_names():
         lambda model: Wrapped("_orig_mod", model),
         nn.DataParallel,
         lambda model: nn.DataParallel(Wrapped("_orig_mod", model)),
+        lambda model: torch.compile(nn.DataParallel(model)),
+        lambda model: nn.DataParallel(torch.compile(nn.DataParallel(model))),
         lambda model: nn.Sequential(model[0], Wrapped("_checkpoint_wrapped_module", model[1])),
         torch.compile,
     ]

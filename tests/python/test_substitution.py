@@ -302,6 +302,44 @@ def test_there_must_be_something_to_substitute(hardened):
         to_relu_(LambdaGELU())
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda module: nn.DataParallel(torch.compile(module)),
+        lambda module: torch.compile(nn.DataParallel(module)),
+    ],
+)
+@pytest.mark.parametrize(("site", "replace"), [(LambdaGELU, to_relu_), (nn.GELU, convert_)])
+def test_a_bare_module_is_refused_inside_wrappers_too(site, replace, wrap):
+    model = wrap(site())
+    before = types(model)
+    with pytest.raises(ValueError, match=f"the model itself is a {site.__name__}"):
+        replace(model)
+    assert types(model) == before
+
+
+@pytest.mark.parametrize(("site", "replace"), [(LambdaGELU, to_relu_), (nn.GELU, convert_)])
+def test_a_module_that_is_compiled_by_itself_is_refused(site, replace):
+    # torch.compile captured its forward: a replacement would never be called
+    model = nn.Sequential(site(), nn.Sequential(torch.compile(site())))
+    before = types(model)
+    with pytest.raises(ValueError, match=rf"1\.0 is a {site.__name__} inside its own torch.compile"):
+        replace(model)
+    assert types(model) == before
+
+
+def test_a_compiled_model_computes_relu_after_the_swap(hardened):
+    x = torch.randn(16, 4)
+    compiled = torch.compile(hardened, backend="eager")
+    before = compiled(x)
+    to_relu_(compiled)
+    expected = hardened[4](hardened[2](hardened[0](x).clamp(min=0)).clamp(min=0))
+    torch.testing.assert_close(compiled(x), expected)
+    assert not torch.equal(compiled(x), before)
+
+
 def test_the_cost_of_the_swap_is_within_the_known_bound():
     # sup |f - ReLU| = 0.169971 / λ
     x = torch.linspace(-2, 2, 40001, dtype=torch.float64)
