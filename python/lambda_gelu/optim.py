@@ -35,7 +35,7 @@ def param_groups(
             proportion to α, η and λ's gradient, one step of Adam in proportion to α and η.
         weight_decay: of everything else. Default 0.
         groups: your own groups, as timm, Hugging Face and others build them: mappings with ``"params"`` (a tensor or
-            any iterable of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`. λ
+            any iterable but a set of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`. λ
             is taken out of them ("ndim <= 1 gets no decay" catches it) and empty groups are dropped; your lists are not
             changed. Parameters that none of them lists stay out. Default None: one group of all other parameters.
         **defaults: further options of every group that does not set them, the one of λ included.
@@ -93,6 +93,8 @@ def _entries(group: Mapping[str, Any]) -> list[Any]:
     if "params" not in group:
         raise ValueError(f"a group has no 'params', only {', '.join(map(repr, group))}")
     parameters = group["params"]
+    if isinstance(parameters, (set, frozenset)):
+        raise TypeError("'params' must be ordered, got a set: its order, and so the optimizer's state, differs by run")
     return [parameters] if isinstance(parameters, Tensor) else list(parameters)
 
 

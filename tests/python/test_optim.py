@@ -180,6 +180,8 @@ def test_bad_arguments_are_refused_in_words(model):
         (ValueError, "a group has no 'params', only 'lr'", {"groups": [{"lr": 1.0}]}),
         (TypeError, "groups must be mappings", {"groups": [weight]}),
         (TypeError, "must hold tensors", {"groups": [{"params": ["weight"]}]}),
+        (TypeError, "'params' must be ordered, got a set", {"groups": [{"params": {weight}}]}),
+        (TypeError, "'params' must be ordered, got a set", {"groups": [{"params": frozenset({weight})}]}),
     ]
     for error, words, arguments in cases:
         with pytest.raises(error, match=words):
