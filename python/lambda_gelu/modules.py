@@ -145,9 +145,16 @@ class LambdaGELU(nn.Module):
         return self._frozen
 
     def freeze_hardness(self) -> None:
-        """From now on the forward uses the present λ, whatever happens to ``raw_hardness``."""
+        """From now on the forward uses the present λ, whatever happens to ``raw_hardness``.
+
+        Raises:
+            ValueError: where the λ that was learned is not finite; nothing is changed.
+        """
         if not self._frozen:
-            self.hardness_override.copy_(self.hardness.detach())
+            hardness = self.hardness.detach()
+            if not hardness.is_meta:
+                _refuse_unless(hardness.isfinite(), hardness, "a hardness must be finite to be frozen")
+            self.hardness_override.copy_(hardness)
             self._frozen = True
 
     def unfreeze_hardness(self) -> None:

@@ -315,6 +315,18 @@ def test_freezing_leaves_the_gradient_of_the_input_alone():
     assert torch.equal(learned, frozen)
 
 
+@pytest.mark.parametrize("raw", [math.nan, math.inf])
+def test_a_hardness_that_is_not_finite_cannot_be_frozen(raw):
+    module = LambdaGELU(2)
+    with torch.no_grad():
+        module.raw_hardness[1] = raw
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=f"a hardness must be finite to be frozen; got {raw}"):
+        module.freeze_hardness()
+    assert not module.is_frozen
+    assert_same_state(module.state_dict(), before)
+
+
 def test_unfreezing_learns_on_from_the_override():
     module = LambdaGELU(2)
     module.freeze_hardness()
