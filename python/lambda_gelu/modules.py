@@ -233,6 +233,8 @@ class LambdaGELU(nn.Module):
         if tuple(raw.shape) != expected or tuple(override.shape) != expected:
             got = f"{tuple(raw.shape)} and {tuple(override.shape)}"
             problem = f"size mismatch for {keys[0]} and {keys[1]}: expected shape {expected}, got {got}"
+        elif override.dtype not in _PRECISE_DTYPES:
+            problem = f"{keys[1]} must be float32 or float64 as it was saved, got {override.dtype}: a rounded λ"
         elif (dtype := getattr(temperature, "dtype", type(temperature))) != torch.float64:
             problem = f"{keys[2]} must be float64 as it was saved, got {dtype}: a rounded τ means another λ"
         elif not (math.isfinite(temperature.item()) and temperature.item() > 0):

@@ -112,6 +112,8 @@ DOUBLE = torch.tensor(0.5, dtype=torch.float64)
         (other("1.hardness_override", torch.tensor([2.0, math.nan])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, -1.0])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, math.inf])), "must be NaN .learned. or finite and positive"),
+        (other("1.hardness_override", torch.tensor([7.0, 8.0]).half()), "override must be float32 .* got torch.float16"),
+        (other("1.hardness_override", torch.tensor([7.0, 8.0]).bfloat16()), "override must be .* got torch.bfloat16"),
         (without("1._extra_state"), r"1\._extra_state missing"),
         (without("1.raw_hardness"), r"1\.raw_hardness missing"),
         (without("1.hardness_override"), r"1\.hardness_override missing"),
