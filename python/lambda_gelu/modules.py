@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _C
 
 _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the lookup costs as much as a small call
+_is_compiling = torch.compiler.is_compiling
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PRECISE_DTYPES = (torch.float32, torch.float64)
@@ -33,6 +35,8 @@ class LambdaGELU(nn.Module):
 
     The state dict holds s, the override and τ (as ``_extra_state``, a float64 tensor), always together. A checkpoint
     with another τ makes the module adopt that τ; one with another number of λ is refused and changes nothing here.
+    A copy into ``hardness_override`` in place, as ``torch.optim.swa_utils.AveragedModel`` makes, freezes or unfreezes
+    as well. Leave its ``use_buffers`` at False: an average of buffers with NaN (learned) would be NaN.
 
     Args:
         num_parameters: number of λ: 1, or the number of channels.
@@ -82,6 +86,7 @@ class LambdaGELU(nn.Module):
         self._temperature = _checked_temperature(temperature)
         self._init_hardness = None if init_hardness is None else self._checked(init_hardness).clone()
         self._frozen = False
+        self._seen_version: int | None = None  # of hardness_override, when _frozen was taken from it
         self._substituted = 0  # nesting depth of relu_substituted()
         self.raw_hardness = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
         override_dtype = dtype if dtype in _PRECISE_DTYPES else torch.float32
@@ -98,11 +103,14 @@ class LambdaGELU(nn.Module):
         """The activation, elementwise; ReLU within :func:`lambda_gelu.relu_substituted`."""
         if self._substituted:
             return nn.functional.relu(input)
-        if self._frozen:
+        raw = self._parameters.get("raw_hardness")  # as an attribute it costs ten times as much
+        if raw is None:  # parametrized, or replicated by DataParallel
+            raw = self.raw_hardness
+        if self._is_frozen_now():
+            override = self.hardness_override
             # Every override is positive: this is the override, with a zero gradient for raw_hardness.
-            hardness = torch.where(self.hardness_override > 0, self.hardness_override, self.raw_hardness)
-            return _lambda_gelu(input, hardness, self.channel_dim)
-        return _lambda_gelu(input, self.raw_hardness, self.channel_dim, self._temperature)
+            return _lambda_gelu(input, torch.where(override > 0, override, raw), self.channel_dim)
+        return _lambda_gelu(input, raw, self.channel_dim, self._temperature)
 
     @property
     def temperature(self) -> float:
@@ -115,7 +123,7 @@ class LambdaGELU(nn.Module):
 
         Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen.
         """
-        return self.hardness_override.detach().clone() if self._frozen else self._learned_hardness()
+        return self.hardness_override.detach().clone() if self.is_frozen else self._learned_hardness()
 
     def set_hardness(self, value: float | Tensor) -> None:
         """Sets λ: s while learned (rounded to its dtype), the override while frozen.
@@ -127,11 +135,11 @@ class LambdaGELU(nn.Module):
             ValueError: otherwise; nothing is changed.
         """
         hardness = self._checked(value)
-        if self._frozen:
+        if self.is_frozen:
             override = hardness.to(self.hardness_override.dtype)
             valid = override.isfinite() & (override > 0)
             _refuse_unless(valid, hardness, f"hardness must be finite and positive in {override.dtype}")
-            self.hardness_override.copy_(override)
+            self._write_override(override, frozen=True)
         else:
             self._write_raw(self._raw_from_hardness(hardness))
 
@@ -142,7 +150,7 @@ class LambdaGELU(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether the forward uses ``hardness_override``."""
-        return self._frozen
+        return self._is_frozen_now()
 
     def freeze_hardness(self) -> None:
         """From now on the forward uses the present λ, whatever happens to ``raw_hardness``.
@@ -150,12 +158,11 @@ class LambdaGELU(nn.Module):
         Raises:
             ValueError: where the λ that was learned is not finite; nothing is changed.
         """
-        if not self._frozen:
+        if not self.is_frozen:
             hardness = self.hardness.detach()
             if not hardness.is_meta:
                 _refuse_unless(hardness.isfinite(), hardness, "a hardness must be finite to be frozen")
-            self.hardness_override.copy_(hardness)
-            self._frozen = True
+            self._write_override(hardness, frozen=True)
 
     def unfreeze_hardness(self) -> None:
         """Writes the override back into s, which is learned from now on.
@@ -165,7 +172,7 @@ class LambdaGELU(nn.Module):
         Raises:
             ValueError: where an override is not above 1, which no s can express; nothing is changed.
         """
-        if not self._frozen:
+        if not self.is_frozen:
             return
         # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
         raw = _whole(self.raw_hardness.detach()).clone()
@@ -178,14 +185,14 @@ class LambdaGELU(nn.Module):
         """What ``print(module)`` shows: λ, τ and whether λ is frozen."""
         parts = [f"num_parameters={self.num_parameters}"]
         sharded = hasattr(self.raw_hardness, "full_tensor")  # printing on one rank must not wait for the others
-        if not self.raw_hardness.is_meta and (self._frozen or not sharded):
+        if not self.raw_hardness.is_meta and (self.is_frozen or not sharded):
             values = self.hardness.tolist()
             low, high = min(values), max(values)
             parts.append(f"hardness={low:.4g}" if low == high else f"hardness={low:.4g}..{high:.4g}")
         parts.append(f"temperature={self._temperature:g}")
         if self.num_parameters > 1:
             parts.append(f"channel_dim={self.channel_dim}")
-        if self._frozen:
+        if self.is_frozen:
             parts.append("frozen")
         return ", ".join(parts)
 
@@ -216,8 +223,8 @@ class LambdaGELU(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if prefix + "hardness_override" in state_dict and not self.hardness_override.is_meta:
-            self._frozen = bool((self.hardness_override > 0).all())
+        if prefix + "hardness_override" in state_dict:
+            self._note_override()
 
     def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str | None:
         """Why this state cannot be loaded, or None."""
@@ -244,15 +251,18 @@ class LambdaGELU(nn.Module):
         return problem
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever.
-        return {**self.__dict__, "_substituted": 0}
+        # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever, and the copy of the
+        # override counts its versions anew.
+        return {**self.__dict__, "_substituted": 0, "_seen_version": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LambdaGELU:
         precise = self.hardness_override
+        frozen = self.is_frozen
         super()._apply(fn, recurse)
         if self.hardness_override.dtype not in _PRECISE_DTYPES:
             # .bfloat16() and .half() must not round the scheduled λ.
             self.hardness_override = precise.to(self.hardness_override.device)
+        self._set_frozen(frozen)  # to_empty() leaves values there that mean nothing
         return self
 
     # --- helpers -----------------------------------------------------------------------------------------------------
@@ -286,8 +296,37 @@ class LambdaGELU(nn.Module):
         raw.copy_(values)
 
     def _clear_override(self) -> None:
-        self.hardness_override.fill_(math.nan)
-        self._frozen = False
+        self._write_override(torch.tensor(math.nan, device="cpu"), frozen=False)
+
+    def _write_override(self, values: Tensor, *, frozen: bool) -> None:
+        self.hardness_override.copy_(values)
+        self._set_frozen(frozen)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self._frozen = frozen
+        override = self.hardness_override
+        self._seen_version = None if override.is_inference() else override._version
+
+    def _is_frozen_now(self) -> bool:
+        """The flag, taken anew from the override where something wrote to that in place.
+
+        Compares a counter, since reading the values would wait for a device. Compiled code relies on the flag.
+        """
+        if _is_compiling():
+            return self._frozen
+        try:
+            version = self._buffers["hardness_override"]._version
+        except RuntimeError:  # made in inference mode: it has no counter
+            return self._frozen
+        if version != self._seen_version:
+            self._note_override()
+        return self._frozen
+
+    def _note_override(self) -> None:
+        """Takes the flag from the values of the override, where it has any that can be read."""
+        override = self.hardness_override
+        readable = type(override) is Tensor and not override.is_meta and not is_functorch_wrapped_tensor(override)
+        self._set_frozen(bool((override > 0).all()) if readable else self._frozen)
 
     def _checked(self, value: float | Tensor) -> Tensor:
         """λ as float64 on the CPU, shape (num_parameters,)."""

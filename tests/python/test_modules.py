@@ -327,6 +327,93 @@ def test_a_hardness_that_is_not_finite_cannot_be_frozen(raw):
     assert_same_state(module.state_dict(), before)
 
 
+def averaged(source, **options):
+    """A copy that torch.optim.swa_utils keeps of a network with one learned site."""
+    network = nn.Sequential(nn.Linear(3, 3), source)
+    return network, torch.optim.swa_utils.AveragedModel(network, **options)
+
+
+@pytest.mark.parametrize("use_first", [False, True])
+def test_an_averaged_model_follows_freezing_and_unfreezing(use_first):
+    # It copies buffers in place, past every method of the module.
+    network, average = averaged(LambdaGELU(3))
+    x = torch.randn(5, 3)
+    for expected in (True, False):
+        if use_first:
+            average(x)
+        if expected:
+            network[1].freeze_hardness()
+            network[1].set_hardness(8.0)
+        else:
+            network[1].unfreeze_hardness()
+        average.update_parameters(network)
+        twin = average.module[1]
+        assert twin.is_frozen == expected
+        assert torch.equal(twin(x), lambda_gelu.lambda_gelu(x, twin.hardness.detach()))
+        if expected:
+            assert twin.hardness.tolist() == [8.0] * 3
+            assert torch.equal(copy.deepcopy(twin)(x), twin(x))
+
+
+@pytest.mark.parametrize("first_use", ["forward", "freeze", "unfreeze", "set", "copy", "cast", "repr"])
+def test_whatever_uses_a_module_first_sees_an_override_that_was_copied_in_place(first_use):
+    module = LambdaGELU(2)
+    module.hardness_override.copy_(torch.tensor([3.0, 5.0]))
+    x = torch.randn(4, 2)
+    hardness = torch.tensor([3.0, 5.0])
+    if first_use == "forward":
+        assert torch.equal(module(x), lambda_gelu.lambda_gelu(x, hardness))
+    elif first_use == "freeze":
+        module.freeze_hardness()
+        assert torch.equal(module.hardness, hardness)
+    elif first_use == "unfreeze":
+        module.unfreeze_hardness()
+        assert not module.is_frozen
+        torch.testing.assert_close(module.hardness.detach(), hardness)
+    elif first_use == "set":
+        module.set_hardness(0.5)
+        assert module.hardness.tolist() == [0.5, 0.5]
+    elif first_use == "copy":
+        assert torch.equal(copy.deepcopy(module).hardness, hardness)
+    elif first_use == "cast":
+        assert torch.equal(module.to(torch.float64).hardness, hardness.double())
+    else:
+        assert repr(module).endswith("frozen)")
+
+
+def test_an_average_of_buffers_stays_learned_where_it_began_so():
+    # An average with NaN is NaN: documented, and the reason to leave use_buffers at False.
+    network, average = averaged(LambdaGELU(), use_buffers=True)
+    average.update_parameters(network)
+    network[1].freeze_hardness()
+    average.update_parameters(network)
+    assert not average.module[1].is_frozen and average.module[1].hardness.isfinite().all()
+
+
+def test_a_module_made_in_inference_mode_is_frozen_and_learned():
+    x = torch.randn(4)
+    with torch.inference_mode():
+        module = LambdaGELU()  # its tensors have no version counter
+        learned = module(x)
+        module.freeze_hardness()
+        assert module.is_frozen and torch.equal(module(x), learned)
+
+
+def test_an_ensemble_under_vmap_is_frozen_as_its_members_are():
+    members = [LambdaGELU() for _ in range(2)]
+    for number, member in enumerate(members):
+        member.freeze_hardness()
+        member.set_hardness(2.0 + number)
+    x = torch.randn(4)
+    parameters, buffers = torch.func.stack_module_state(members)
+
+    def call(parameters, buffers):
+        return torch.func.functional_call(members[0], (parameters, buffers), (x,))
+
+    y = torch.vmap(call)(parameters, buffers)
+    torch.testing.assert_close(y, torch.stack([member(x) for member in members]))
+
+
 def test_unfreezing_learns_on_from_the_override():
     module = LambdaGELU(2)
     module.freeze_hardness()
