@@ -35,9 +35,9 @@ def param_groups(
             proportion to α, η and λ's gradient, one step of Adam in proportion to α and η.
         weight_decay: of everything else. Default 0.
         groups: your own groups, as timm, Hugging Face and others build them: mappings with ``"params"`` (a tensor or
-            any iterable but a set of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`. λ
-            is taken out of them ("ndim <= 1 gets no decay" catches it) and empty groups are dropped; your lists are not
-            changed. Parameters that none of them lists stay out. Default None: one group of all other parameters.
+            ordered iterable of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`.
+            λ is taken out of them ("ndim <= 1 gets no decay" catches it) and empty groups are dropped; your lists are
+            not changed. Parameters that none of them lists stay out. Default None: one group of all other parameters.
         **defaults: further options of every group that does not set them, the one of λ included.
 
     Returns:
@@ -166,7 +166,18 @@ class HardnessScheduler:
         return self._window.phase(self._step)
 
     def step(self) -> None:
-        """To be called after every step of the run. Beyond the end λ stays at its target."""
+        """To be called after every step of the run. Beyond the end λ stays at its target.
+
+        Raises:
+            RuntimeError: where the step was one of phase ``"learn"`` but a site is frozen, so that nothing was learned;
+                nothing is changed.
+        """
+        frozen = [name for name, site in self._sites.items() if site.is_frozen]
+        if self.phase == "learn" and frozen:
+            raise RuntimeError(
+                f"step {self._step} is to learn the hardness, but it is frozen at {', '.join(frozen)}; "
+                "unfreeze_hardness() first"
+            )
         self._move_to(self._step + 1, self._learned)
 
     def get_last_hardness(self) -> dict[str, Tensor]:
@@ -183,7 +194,10 @@ class HardnessScheduler:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Resumes a run, in any order with loading the model's own state.
+        """Resumes a run, before or after the model's own state is loaded.
+
+        From the switch on it freezes the sites at the λ of its step. A state of phase ``"learn"`` touches no site: what
+        is frozen stays so until the model's state or ``unfreeze_hardness()`` frees it, and :meth:`step` refuses it.
 
         Raises:
             ValueError: where the state belongs to another plan or model; nothing is changed.

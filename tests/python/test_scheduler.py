@@ -218,6 +218,25 @@ def test_a_state_of_another_plan_or_model_is_refused_and_changes_nothing(change,
     assert not model[0].is_frozen
 
 
+def test_a_step_that_should_have_learned_but_was_frozen_is_refused():
+    model = make_model(2.0, 3.0)
+    scheduler = HardnessScheduler(model, 4, start=0.5)
+    early = scheduler.state_dict()
+    for _ in range(3):
+        scheduler.step()
+    scheduler.load_state_dict(early)  # without the model's state, which would unfreeze
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match=r"step 0 .* frozen at 0, 1; unfreeze_hardness\(\) first"):
+        scheduler.step()
+    assert scheduler.state_dict() == early
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+    for site in model:
+        site.unfreeze_hardness()
+    scheduler.step()
+    assert scheduler.state_dict()["step"] == 1
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
