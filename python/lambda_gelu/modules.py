@@ -134,14 +134,10 @@ class LambdaGELU(nn.Module):
         Raises:
             ValueError: otherwise; nothing is changed.
         """
-        hardness = self._checked(value)
         if self.is_frozen:
-            override = hardness.to(self.hardness_override.dtype)
-            valid = override.isfinite() & (override > 0)
-            _refuse_unless(valid, hardness, f"hardness must be finite and positive in {override.dtype}")
-            self._write_override(override, frozen=True)
+            self._write_override(self._checked_override(value), frozen=True)
         else:
-            self._write_raw(self._raw_from_hardness(hardness))
+            self._write_raw(self._raw_from_hardness(self._checked(value)))
 
     def _check_learnable(self, value: float | Tensor) -> None:
         """Raises what set_hardness would raise on a learned module."""
@@ -340,6 +336,14 @@ class LambdaGELU(nn.Module):
             raise ValueError(f"hardness must have 1 or {self.num_parameters} elements, got {hardness.numel()}")
         _refuse_unless(hardness.isfinite() & (hardness > 0), hardness, "hardness must be finite and positive")
         return hardness.expand(self.num_parameters)
+
+    def _checked_override(self, value: float | Tensor) -> Tensor:
+        """λ in the dtype of the override on the CPU, shape (num_parameters,)."""
+        hardness = self._checked(value)
+        override = hardness.to(self.hardness_override.dtype)
+        valid = override.isfinite() & (override > 0)
+        _refuse_unless(valid, hardness, f"hardness must be finite and positive in {override.dtype}")
+        return override
 
     def _raw_from_hardness(self, hardness: Tensor) -> Tensor:
         """s for float64 λ on the CPU."""

@@ -221,14 +221,15 @@ class HardnessScheduler:
         self._move_to(step, learned)
 
     def _move_to(self, step: int, learned: dict[str, list[float]]) -> None:
-        hardness: dict[str, list[float]] = {}
+        overrides: dict[str, Tensor] = {}
         if self._window.phase(step) != "learn":
             # Everything that can fail comes before the first change.
             learned = learned or {name: site.hardness.tolist() for name, site in self._sites.items()}
-            hardness = {name: self._hardened(name, learned[name], step) for name in self._sites}
-        for name, values in hardness.items():
-            self._sites[name].freeze_hardness()
-            self._sites[name].set_hardness(torch.tensor(values, dtype=torch.float64, device="cpu"))
+            for name, site in self._sites.items():
+                hardness = self._hardened(name, learned[name], step)
+                overrides[name] = site._checked_override(torch.tensor(hardness, dtype=torch.float64, device="cpu"))
+        for name, override in overrides.items():
+            self._sites[name]._write_override(override, frozen=True)
         self._step, self._learned = step, learned
 
     def _hardened(self, name: str, learned: list[float], step: int) -> list[float]:

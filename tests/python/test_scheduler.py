@@ -275,6 +275,18 @@ def test_a_target_outside_of_the_sites_dtype_is_refused_at_once():
         HardnessScheduler(nn.Sequential(LambdaGELU()), 8, target=1e39)
 
 
+def test_a_learned_hardness_outside_of_the_sites_dtype_is_refused_and_nothing_freezes():
+    model = nn.Sequential(LambdaGELU(dtype=torch.float32), LambdaGELU(dtype=torch.float32))
+    scheduler = HardnessScheduler(model, 2, start=0.5)
+    early = scheduler.state_dict()
+    state = {**early, "step": 2, "learned_hardness": {"0": [2.0], "1": [1e39]}}
+    with pytest.raises(ValueError, match="finite and positive in torch.float32; got 1e\\+39"):
+        scheduler.load_state_dict(state)
+    assert scheduler.state_dict() == early
+    assert not any(site.is_frozen for site in model)
+    assert all(site.hardness_override.isnan().all() for site in model)
+
+
 def test_a_diverged_hardness_is_refused_at_the_switch_and_nothing_freezes():
     model = make_model(2.0, 3.0)
     scheduler = HardnessScheduler(model, 2, start=0.5)
