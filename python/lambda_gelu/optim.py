@@ -147,7 +147,7 @@ class HardnessScheduler:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int):
             raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
         self._sites = find_sites(model)
-        self._window = _C.HardeningWindow(total_steps, start, end)
+        _C.HardeningWindow(total_steps, start, end)  # refuses an impossible or empty one
         _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name
         self._plan: dict[str, Any] = {
             "total_steps": total_steps,
@@ -159,6 +159,11 @@ class HardnessScheduler:
         self._step = 0
         self._learned: dict[str, list[float]] = {}  # λ at the switch, per channel
         self._move_to(0, {})
+
+    @property
+    def _window(self) -> _C.HardeningWindow:
+        """Made anew, since a native object would keep the scheduler from being copied and pickled."""
+        return _C.HardeningWindow(self._plan["total_steps"], self._plan["start"], self._plan["end"])
 
     @property
     def phase(self) -> str:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -235,6 +236,22 @@ def test_a_step_that_should_have_learned_but_was_frozen_is_refused():
         site.unfreeze_hardness()
     scheduler.step()
     assert scheduler.state_dict()["step"] == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_copy_of_a_run_goes_on_by_itself(copied, steps):
+    model = make_model(2.0, 3.0)
+    scheduler = HardnessScheduler(model, 8, target=8.0)
+    for _ in range(steps):
+        scheduler.step()
+    state = scheduler.state_dict()
+    twin, twin_scheduler = copied((model, scheduler))
+    assert twin_scheduler.state_dict() == state and twin_scheduler.phase == scheduler.phase
+    for _ in range(8):
+        twin_scheduler.step()
+    assert [site.hardness.item() for site in twin] == [8.0, 8.0]
+    assert scheduler.state_dict() == state and model[0].hardness.item() != 8.0
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
