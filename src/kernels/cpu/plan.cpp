@@ -19,6 +19,8 @@ constexpr std::int64_t kAlignedColumns = 32;
 constexpr std::int64_t kWideRow = 256;
 /// Rows of a chunk: 8 bytes of partial sum per chunk and column stay below 1 % of the tensor even for 16-bit types.
 constexpr std::int64_t kChunkRows = 512;
+/// With shorter chunks, laying out the gates costs more than a wider tile gains.
+constexpr std::int64_t kShortChunkRows = 128;
 constexpr std::int64_t kSmallestChunkRows = 32;
 constexpr std::int64_t kSmallestTile = 128;
 /// Enough for any small number of threads to share evenly.
@@ -57,11 +59,15 @@ ColumnPlan make_column_plan(DType dtype, const Geometry& geometry) {
   plan.chunk = std::min(plan.rows, kChunkRows);
   const auto units = [&] { return ceil_div(plan.width, plan.tile) * ceil_div(plan.rows, plan.chunk); };
   const auto divisible = [&] { return units() < kUnitsWanted && plan.tile * plan.chunk > kSmallestUnit; };
-  // Narrower tiles first: every chunk of a tile has its gates laid out anew.
+  const auto halve_chunk_down_to = [&](std::int64_t rows) {
+    while (divisible() && plan.chunk > rows) plan.chunk = ceil_div(plan.chunk, 2);
+  };
+  // Wide tiles read longer runs of memory, but every chunk of a tile has its gates laid out anew.
+  halve_chunk_down_to(kShortChunkRows);
   while (divisible() && plan.tile > kSmallestTile) {
     plan.tile = ceil_div(ceil_div(plan.tile, 2), kAlignedColumns) * kAlignedColumns;
   }
-  while (divisible() && plan.chunk > kSmallestChunkRows) plan.chunk = ceil_div(plan.chunk, 2);
+  halve_chunk_down_to(kSmallestChunkRows);
   plan.tiles = ceil_div(plan.width, plan.tile);
   plan.chunks = ceil_div(plan.rows, plan.chunk);
   return plan;

@@ -268,6 +268,8 @@ HWY_INLINE void column_rows(const std::conditional_t<kBackward, typename S::Back
     for (int row = 0; row < kRows; ++row) {
       hwy::Prefetch(rows.x + (kRows + row) * rows.x_stride + c);
       if (kBackward) hwy::Prefetch(rows.g + (kRows + row) * rows.g_stride + c);
+      // The lines of dx too: freshly allocated, they are seldom in a near cache.
+      if (kBackward && !kStream) hwy::Prefetch(rows.out + (kRows + row) * rows.out_stride + c);
     }
     column_step<S, kBackward, kStream, kRows>(formula, load_gates<S>(tile, c), rows, c, sums);
   }
