@@ -297,7 +297,7 @@ def test_a_learned_hardness_outside_of_the_sites_dtype_is_refused_and_nothing_fr
     scheduler = HardnessScheduler(model, 2, start=0.5)
     early = scheduler.state_dict()
     state = {**early, "step": 2, "learned_hardness": {"0": [2.0], "1": [1e39]}}
-    with pytest.raises(ValueError, match="finite and positive in torch.float32; got 1e\\+39"):
+    with pytest.raises(ValueError, match=r"finite and positive in torch\.float32; got 1e\+39"):
         scheduler.load_state_dict(state)
     assert scheduler.state_dict() == early
     assert not any(site.is_frozen for site in model)

@@ -112,7 +112,7 @@ DOUBLE = torch.tensor(0.5, dtype=torch.float64)
         (other("1.hardness_override", torch.tensor([2.0, math.nan])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, -1.0])), "must be NaN .learned. or finite and positive"),
         (other("1.hardness_override", torch.tensor([2.0, math.inf])), "must be NaN .learned. or finite and positive"),
-        (other("1.hardness_override", torch.tensor([7.0, 8.0]).half()), "override must be float32 .* got torch.float16"),
+        (other("1.hardness_override", torch.tensor([7.0, 8.0]).half()), "override must be .* got torch.float16"),
         (other("1.hardness_override", torch.tensor([7.0, 8.0]).bfloat16()), "override must be .* got torch.bfloat16"),
         (without("1._extra_state"), r"1\._extra_state missing"),
         (without("1.raw_hardness"), r"1\.raw_hardness missing"),
@@ -204,14 +204,23 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name, stop, model_firs
     assert resumed[0][1].hardness.item() == 6.0  # the run did harden
 
 
+def resumed_without_the_scheduler(stop):
+    broken, resumed = make_run(OPTIMIZERS["sgd"]), make_run(OPTIMIZERS["sgd"])
+    advance(broken, 0, stop)
+    resumed[0].load_state_dict(broken[0].state_dict())
+    resumed[1].load_state_dict(broken[1].state_dict())
+    return resumed
+
+
 def test_a_resumed_run_without_the_scheduler_state_differs():
     # The bitwise test above can fail: it is the scheduler's state that makes it pass.
     unbroken = make_run(OPTIMIZERS["sgd"])
     advance(unbroken, 0, STEPS)
-    resumed = make_run(OPTIMIZERS["sgd"])
-    broken = make_run(OPTIMIZERS["sgd"])
-    advance(broken, 0, 8)
-    resumed[0].load_state_dict(broken[0].state_dict())
-    resumed[1].load_state_dict(broken[1].state_dict())
-    advance(resumed, 8, STEPS)
+    resumed = resumed_without_the_scheduler(stop=3)
+    advance(resumed, 3, STEPS)
     assert not torch.equal(resumed[0][1].hardness, unbroken[0][1].hardness)
+
+
+def test_a_resumed_run_without_the_scheduler_state_is_refused_where_the_model_is_frozen_already():
+    with pytest.raises(RuntimeError, match="frozen at 1, 3"):
+        advance(resumed_without_the_scheduler(stop=8), 8, STEPS)
