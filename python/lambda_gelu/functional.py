@@ -24,8 +24,9 @@ def lambda_gelu(input: Tensor, hardness: Tensor | float, *, channel_dim: int = 1
 
     Args:
         input: the tensor x, of any shape and strides; float32, float64, bfloat16 or float16.
-        hardness: λ. A float, finite and positive, or a tensor of shape ``(1,)`` or ``(input.size(channel_dim),)`` on
-            input's device, of dtype float32, float64 or input's. The values of a tensor are not checked.
+        hardness: λ. A float, finite and positive in float32 (in float64 for float64 input), or a tensor of shape
+            ``(1,)`` or ``(input.size(channel_dim),)`` on input's device, of dtype float32, float64 or input's. The
+            values of a tensor are not checked.
         channel_dim: the dimension of ``input`` along which λ varies; ignored where there is one λ. Default: 1.
 
     Shape:
@@ -108,6 +109,8 @@ def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
     if not (math.isfinite(hardness) and hardness > 0):
         raise ValueError(f"hardness must be finite and positive, got {hardness}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    if not torch.finfo(dtype).tiny <= hardness <= torch.finfo(dtype).max:
+        raise ValueError(f"hardness must be finite and positive in {dtype}, got {hardness}")
     return torch.full((1,), hardness, dtype=dtype, device=input.device)
 
 

@@ -322,6 +322,8 @@ REFUSED_HARDNESS = [
     (lambda: -2, ValueError, "hardness must be finite and positive, got -2"),
     (lambda: math.inf, ValueError, "hardness must be finite and positive, got inf"),
     (lambda: math.nan, ValueError, "hardness must be finite and positive, got nan"),
+    (lambda: 1e39, ValueError, "hardness must be finite and positive in torch.float32, got 1e+39"),
+    (lambda: 1e-60, ValueError, "hardness must be finite and positive in torch.float32, got 1e-60"),
     (lambda: "1", TypeError, "hardness must be a Tensor or a float, got str"),
     (lambda: True, TypeError, "hardness must be a Tensor or a float, got bool"),
 ]
