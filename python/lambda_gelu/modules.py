@@ -96,7 +96,7 @@ class LambdaGELU(nn.Module):
     def reset_parameters(self) -> None:
         """Puts λ back to ``init_hardness``, learned."""
         raw = None if self._init_hardness is None else self._raw_from_hardness(self._init_hardness)
-        self._write_raw(torch.zeros(self.num_parameters) if raw is None else raw)
+        self._write_raw(torch.zeros(self.num_parameters, device="cpu") if raw is None else raw)
         self._clear_override()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -238,8 +238,10 @@ class LambdaGELU(nn.Module):
             problem = f"size mismatch for {keys[0]} and {keys[1]}: expected shape {expected}, got {got}"
         elif override.dtype not in _PRECISE_DTYPES:
             problem = f"{keys[1]} must be float32 or float64 as it was saved, got {override.dtype}: a rounded λ"
-        elif (dtype := getattr(temperature, "dtype", type(temperature))) != torch.float64:
-            problem = f"{keys[2]} must be float64 as it was saved, got {dtype}: a rounded τ means another λ"
+        elif not isinstance(temperature, Tensor) or temperature.is_meta or temperature.numel() != 1:
+            problem = f"{keys[2]} must be a tensor that holds τ, got {_described(temperature)}"
+        elif temperature.dtype != torch.float64:
+            problem = f"{keys[2]} must be float64 as it was saved, got {temperature.dtype}: a rounded τ means another λ"
         elif not (math.isfinite(temperature.item()) and temperature.item() > 0):
             problem = f"{keys[2]}: temperature must be finite and positive, got {temperature.item()}"
         elif not override.is_meta and not _is_override(override):
@@ -368,6 +370,10 @@ def _whole(tensor: Tensor) -> Tensor:
 def _refuse_unless(valid: Tensor, values: Tensor, message: str) -> None:
     if not bool(valid.all()):
         raise ValueError(f"{message}; got {values[~valid][0].item()}")
+
+
+def _described(value: Any) -> str:
+    return f"shape {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _is_override(values: Tensor) -> bool:

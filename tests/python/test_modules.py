@@ -100,6 +100,18 @@ def test_a_module_from_the_meta_device_materializes():
     assert module.hardness.tolist() == LambdaGELU(2, init_hardness=3.0).hardness.tolist()
 
 
+@pytest.mark.parametrize("init", [None, 3.0])
+def test_a_device_that_is_asked_for_wins_over_the_default_device(init):
+    with torch.device("meta"):
+        module = LambdaGELU(2, init_hardness=init, device="cpu")
+        module.freeze_hardness()
+        assert "hardness=" in repr(module)
+        module.unfreeze_hardness()
+        module.set_hardness(4.0)
+        module.reset_parameters()
+    assert module.hardness.tolist() == LambdaGELU(2, init_hardness=init).hardness.tolist()
+
+
 def test_repr_shows_the_hardness_and_whether_it_is_frozen():
     module = LambdaGELU(2, init_hardness=torch.tensor([1.5, 2.5]), channel_dim=-1)
     assert repr(module) == "LambdaGELU(num_parameters=2, hardness=1.5..2.5, temperature=0.1, channel_dim=-1)"
