@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -47,12 +48,15 @@ def param_groups(
     Raises:
         ValueError: for a model without a site, a parameter listed twice, a group without ``"params"``, or an `lr` or
             `lr_multiplier` that is negative or not finite.
+        TypeError: for one that is no number, and for parameters in a set.
 
     Example::
 
         >>> optimizer = torch.optim.AdamW(lambda_gelu.param_groups(model, lr=1e-3, weight_decay=0.05))
     """
     for name, value in (("lr", lr), ("lr_multiplier", lr_multiplier), ("weight_decay", weight_decay)):
+        if not isinstance(value, (Real, Tensor)):  # optimizers take a tensor, which may change under a compiled step
+            raise TypeError(f"{name} must be a float, got {type(value).__name__}")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
     hardness = list(dict.fromkeys(site.raw_hardness for site in find_sites(model).values()))

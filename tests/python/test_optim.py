@@ -171,6 +171,8 @@ def test_bad_arguments_are_refused_in_words(model):
     cases = [
         (ValueError, "Sequential has no LambdaGELU", {"model": nn.Sequential(nn.Linear(2, 2))}),
         (TypeError, "model must be a torch.nn.Module, got list", {"model": list(model.parameters())}),
+        (TypeError, "lr must be a float, got str", {"lr": "a"}),
+        (TypeError, "lr_multiplier must be a float, got NoneType", {"lr_multiplier": None}),
         (ValueError, "lr must be finite and not negative, got -1", {"lr": -1.0}),
         (ValueError, "lr must be finite and not negative, got nan", {"lr": math.nan}),
         (ValueError, "lr_multiplier must be finite and not negative", {"lr_multiplier": math.inf}),
