@@ -16,6 +16,12 @@ from ._table import format_table
 from .modules import LambdaGELU
 from .sites import Slot, find_sites, find_slots, refuse_compiled, unwrapped
 
+
+def _plain(report: Any) -> dict[str, Any]:
+    """A report as JSON has it: with lists for its tuples."""
+    return asdict(report, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items})
+
+
 # --- GELU -> λ-GELU --------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +62,7 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return asdict(self)
+        return _plain(self)
 
     def __str__(self) -> str:
         rows = [
@@ -245,7 +251,7 @@ class SubstitutionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return asdict(self)
+        return _plain(self)
 
     def __str__(self) -> str:
         rows = [

@@ -1,6 +1,7 @@
 """convert_, to_relu_ and relu_substituted."""
 
 import copy
+import json
 import pickle
 
 import mpmath
@@ -151,9 +152,9 @@ def test_the_conversion_report_prints_as_a_table_and_as_plain_data():
     assert header == "1 sites are λ-GELU now, λ = 1.01"
     assert columns.split() == ["site", "replaced", "number", "of", "λ", "calls", "shared", "module", "with"]
     assert row.split() == ["1", "GELU(approximate='none')", "5", "1", "-"]
-    assert report.to_dict()["sites"] == (
-        {"name": "1", "replaced": "GELU(approximate='none')", "num_parameters": 5, "calls": 1, "shared_with": ()},
-    )
+    assert report.to_dict()["sites"] == [
+        {"name": "1", "replaced": "GELU(approximate='none')", "num_parameters": 5, "calls": 1, "shared_with": []},
+    ]
 
 
 class TwoWidths(Block):
@@ -278,6 +279,14 @@ def test_the_substitution_report_prints_as_a_table(hardened):
     assert lines[0] == "2 sites are ReLU now"
     assert lines[3].split() == ["1", "8", "8", "8", "0.09974"]
     assert lines[4].split() == ["3", "2", "3", "4", "0.3989"]
+
+
+def test_reports_as_plain_data_are_what_json_gives_back():
+    gelu = nn.GELU()
+    model = nn.Sequential(gelu, nn.Linear(2, 2), gelu, SlightlyDifferentGELU())
+    for report in (convert_(model), to_relu_(model)):
+        plain = report.to_dict()
+        assert plain["sites"] and json.loads(json.dumps(plain)) == plain
 
 
 def test_a_shared_site_is_replaced_at_all_its_places():
