@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import lambda_gelu
-from lambda_gelu import softplus_lambda_gelu
+from lambda_gelu import _C, softplus_lambda_gelu
 
 forward = torch.ops.lambda_gelu.lambda_gelu
 backward = torch.ops.lambda_gelu.lambda_gelu_backward
@@ -243,6 +243,27 @@ def test_the_same_bits_on_any_number_of_threads_and_on_every_run(threads, dtype,
         results.append((lambda_gelu.lambda_gelu(x, hardness), *backward(g, x, hardness)))
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.fixture
+def cpu_target():
+    yield _C.set_cpu_target
+    _C.set_cpu_target("")
+
+
+@pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "count"), [((1_000_003,), 1), ((4001, 77), 77), ((7, 33, 61, 5), 33)], ids=str)
+def test_the_same_gradient_bits_on_every_target_for_any_number_of_threads(threads, cpu_target, dtype, shape, count):
+    x, g = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    hardness = torch.rand(count) + 1
+    for target in _C.cpu_targets():
+        cpu_target(target)
+        results = []
+        for number in (1, 3, 4, 1):
+            threads(number)
+            results.append(backward(g, x, hardness))
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True)), target
 
 
 # --- temperature -----------------------------------------------------------------------------------------------------
