@@ -1,6 +1,7 @@
 """HardnessScheduler: learn, then harden to the target, then stay."""
 
 import copy
+import itertools
 import json
 import math
 import pickle
@@ -8,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lambda_gelu import HardnessScheduler, LambdaGELU
 
@@ -146,6 +148,25 @@ def test_wrappers_leave_no_trace_in_the_names():
         assert list(HardnessScheduler(wrap(plain), 4).get_last_hardness()) == ["1.0"]
 
 
+def test_hardening_does_not_recompile_from_step_to_step():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), LambdaGELU(4), nn.Linear(4, 1))
+    scheduler = HardnessScheduler(model, 6, start=1 / 6, target=6.0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    x = torch.randn(5, 3)
+    graphs, outputs = [], []
+    for _ in range(7):
+        y = compiled(x)
+        torch.testing.assert_close(y, model(x))
+        y.sum().backward()
+        graphs.append(counter.frame_count)
+        outputs.append(y.detach())
+        scheduler.step()
+    assert graphs == [1] + [2] * 6  # one learned, one frozen
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs[1:]))
+
+
 # --- state -----------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +287,8 @@ def test_a_copy_of_a_run_goes_on_by_itself(copied, steps):
         ({"start": 0.5, "end": 0.5}, ValueError, "start"),
         ({"start": 0.8, "end": 0.2}, ValueError, "start"),
         ({"start": -0.1}, ValueError, "start"),
+        # ceil(9.5) = ceil(9.6): not one step would harden
+        ({"total_steps": 10, "start": 0.95, "end": 0.96}, ValueError, "the window .* must hold at least one step"),
         ({"end": 1.1}, ValueError, "end"),
         ({"start": math.nan}, ValueError, "start"),
         ({"schedule": "exponential"}, ValueError, "exponential.*linear|linear.*exponential"),
