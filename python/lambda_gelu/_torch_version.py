@@ -11,7 +11,7 @@ def check_torch_version(built: str, running: str) -> None:
     if _major_minor(built) != _major_minor(running):
         raise ImportError(
             f"lambda_gelu was built against torch {built}, but torch {running} is installed; rebuild it for this torch "
-            "with: pip install --no-build-isolation --force-reinstall --no-deps lambda-gelu"
+            "with: pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps lambda-gelu"
         )
 
 
