@@ -98,8 +98,9 @@ def convert_(
     <= 0.2936 (1 - 1/λ) for every x, that is 0.0030 for the default λ = 1.01 (ours; the tanh approximation itself is off
     by 0.0005). A larger λ learns faster at first: dλ/ds = (1 - exp(1 - λ)) / τ.
 
-    Modules only: ``F.gelu`` calls inside a forward are not seen. Hooks of a replaced module go with it. A new site has
-    device and dtype of the first parameter of its parent, else of the model.
+    Only ``nn.GELU`` and its subclasses are found: neither ``F.gelu`` calls inside a forward, nor classes that do not
+    derive from it, such as transformers' own (``GELUActivation``, ``NewGELUActivation``). Hooks of a replaced module go
+    with it. A new site has device and dtype of the first parameter of its parent, else of the model.
 
     Args:
         model: a model that contains ``nn.GELU``.
@@ -134,7 +135,10 @@ def convert_(
     slots, skipped = _gelu_slots(model)
     if not slots:
         left = f" ({', '.join(skipped)} have a forward of their own)" if skipped else ""
-        raise ValueError(f"{type(model).__name__} has no nn.GELU module{left}; F.gelu calls cannot be replaced")
+        raise ValueError(
+            f"{type(model).__name__} has no nn.GELU module{left}; F.gelu calls and classes that do not derive "
+            "from nn.GELU, such as transformers' GELUActivation, cannot be replaced"
+        )
     refuse_compiled(slots)
     counts, calls = _measure(model, slots, example_inputs, channel_dim if per == "channel" else None)
     replacements = []

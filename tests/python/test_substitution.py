@@ -181,6 +181,7 @@ EXAMPLE = torch.randn(2, 4)
     [
         (nn.GELU(), {}, ValueError, "the model itself is a GELU"),
         (nn.Sequential(nn.Linear(2, 2)), {}, ValueError, "Sequential has no nn.GELU module; F.gelu calls"),
+        (nn.Sequential(nn.ReLU()), {}, ValueError, "do not derive from nn.GELU, such as transformers' GELUActivation"),
         (nn.Sequential(SlightlyDifferentGELU()), {}, ValueError, "no nn.GELU module .0 have a forward of their own"),
         ("model", {}, TypeError, "model must be a torch.nn.Module, got str"),
         (Block(), {"per": "neuron"}, ValueError, "per must be 'layer' or 'channel', got 'neuron'"),
