@@ -27,13 +27,16 @@ def param_groups(
     """Parameter groups for an optimizer, with λ in a group of its own.
 
     λ gets the learning rate ``lr * lr_multiplier`` and no weight decay (arXiv 2603.21991: s has its own learning rate
-    α·η and no weight decay).
+    α·η and no weight decay). A learning-rate schedule that scales each group's own rate keeps the multiplier; one that
+    sets the rate itself, as OneCycleLR does with a scalar ``max_lr``, erases it: give that a list, one per group.
 
     Args:
         model: the whole model, with at least one :class:`LambdaGELU`.
         lr: η, the learning rate of everything else.
-        lr_multiplier: α. Default 10 (ours). It does not transfer between optimizers: one step of SGD moves λ in
-            proportion to α, η and λ's gradient, one step of Adam in proportion to α and η.
+        lr_multiplier: α. Default 10 (ours). Neither it nor τ transfers between optimizers: one step of SGD moves λ in
+            proportion to α, η and λ's gradient, one step of Adam in proportion to α and η. With SGD, whose steps are as
+            large as λ's gradient and grow with 1/τ², α = 10 can drive λ to 1 quickly, where s learns no more: watch λ,
+            and lower α if it falls.
         weight_decay: of everything else. Default 0.
         groups: your own groups, as timm, Hugging Face and others build them: mappings with ``"params"`` (a tensor or
             ordered iterable of tensors or of (name, tensor) pairs) and options, which win over `lr` and `weight_decay`.

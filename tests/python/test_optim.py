@@ -166,6 +166,22 @@ def test_it_fits_every_optimizer_and_a_learning_rate_schedule(model):
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.5])
 
 
+def test_a_schedule_that_sets_the_rate_needs_one_for_each_group(model):
+    def highest_rates(max_lr):
+        optimizer = torch.optim.SGD(param_groups(model, lr=0.1))
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr, total_steps=8, pct_start=0.25)
+        highest = [0.0, 0.0]
+        for _ in range(8):
+            highest = [max(rate, group["lr"]) for rate, group in zip(highest, optimizer.param_groups, strict=True)]
+            optimizer.step()
+            scheduler.step()
+        return highest
+
+    assert highest_rates(0.1) == pytest.approx([0.1, 0.1])  # as documented: the multiplier is gone
+    groups = param_groups(model, lr=0.1)
+    assert highest_rates([group["lr"] for group in groups]) == pytest.approx([0.1, 1.0])
+
+
 def test_bad_arguments_are_refused_in_words(model):
     weight = model[0].weight
     cases = [
