@@ -93,7 +93,9 @@ TEST(ReluSubstituted, LastsAsLongAsItLives) {
   {
     ReluSubstituted guard(*model);
     expect_same(model->forward(x).detach(), relu_network(model, x).detach());
-    { ReluSubstituted inner(*model); }
+    {
+      ReluSubstituted inner(*model);
+    }
     expect_same(model->forward(x).detach(), relu_network(model, x).detach());
   }
   expect_same(model->forward(x).detach(), before);
