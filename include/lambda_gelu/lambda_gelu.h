@@ -12,3 +12,4 @@
 #include <lambda_gelu/nn/substitution.h>
 #include <lambda_gelu/ops/cpu_target.h>
 #include <lambda_gelu/ops/functional.h>
+#include <lambda_gelu/ops/gradient_reuse.h>

@@ -2,25 +2,17 @@
 #include <torch/serialize/archive.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "nn/value_error.h"
+#include "ops/checks.h"
 
 namespace lambda_gelu {
 namespace {
 
-double finfo_tiny(at::ScalarType dtype) {
-  return dtype == at::kDouble ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
-}
-
-double finfo_max(at::ScalarType dtype) {
-  return dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-}
-
 void check_representable(const Site& site, const char* name, double hardness) {
   const auto dtype = site.module->hardness_override.scalar_type();
-  TORCH_CHECK_VALUE(hardness >= finfo_tiny(dtype) && hardness <= finfo_max(dtype), name, " of '", site.name,
-                    "' must be finite and positive in ", dtype, ", got ", hardness);
+  TORCH_CHECK_VALUE(is_hardness_of(hardness, dtype), name, " of '", site.name, "' must be finite and positive in ",
+                    dtype, ", got ", hardness);
 }
 
 std::string names_of(const std::vector<Site>& sites) {
@@ -98,6 +90,12 @@ HardnessScheduler::HardnessScheduler(torch::nn::Module& model, int64_t total_ste
 }
 
 void HardnessScheduler::step() {
+  if (phase() == Phase::kLearn) {
+    for (const auto& site : sites_) {
+      TORCH_CHECK(!site.module->is_frozen(), "step ", step_, " is to learn the hardness, but it is frozen at '",
+                  site.name, "'; unfreeze_hardness() first, or load the state of the run's own scheduler");
+    }
+  }
   move_to(step_ + 1, learned_);
 }
 

@@ -124,7 +124,10 @@ void LambdaGELUImpl::set_hardness(const at::Tensor& value) {
 void LambdaGELUImpl::freeze_hardness() {
   if (frozen_) return;
   at::NoGradGuard no_grad;
-  hardness_override.copy_(hardness());
+  const auto present = hardness();
+  TORCH_CHECK_VALUE(present.is_meta() || at::isfinite(present).all().item<bool>(),
+                    "hardness must be finite to be frozen, got ", listed(present));
+  hardness_override.copy_(present);
   frozen_ = true;
 }
 

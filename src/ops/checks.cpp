@@ -1,10 +1,12 @@
 #include "ops/checks.h"
 
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/SymBool.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 
 namespace lambda_gelu {
@@ -98,6 +100,21 @@ void check_backward(const at::Tensor& grad_output, const at::Tensor& input, cons
   TORCH_CHECK(grad_output.device() == input.device(), "grad_output must be on input's device ", input.device(),
               ", got ", grad_output.device());
   check_same_shape(grad_output, input);
+}
+
+void check_backward_inplace(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
+                            int64_t channel_dim, std::optional<double> temperature) {
+  check_backward(grad_output, input, hardness, channel_dim, temperature);
+  TORCH_CHECK_VALUE(grad_output.is_non_overlapping_and_dense(), "grad_output must be dense to be written to");
+  TORCH_CHECK_VALUE(at::get_overlap_status(grad_output, input) != at::MemOverlapStatus::Partial,
+                    "grad_output must not share part of input's memory to be written to");
+}
+
+bool is_hardness_of(double hardness, at::ScalarType dtype) {
+  const bool is_double = dtype == at::kDouble;
+  const double least = is_double ? std::numeric_limits<double>::min() : std::numeric_limits<float>::min();
+  const double most = is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+  return hardness >= least && hardness <= most;
 }
 
 }  // namespace lambda_gelu

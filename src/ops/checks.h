@@ -15,6 +15,13 @@ void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t 
 void check_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
                     int64_t channel_dim, std::optional<double> temperature);
 
+/// For lambda_gelu_backward_, whose result replaces grad_output.
+void check_backward_inplace(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
+                            int64_t channel_dim, std::optional<double> temperature);
+
+/// Whether a number can be a hardness in float32 or float64: positive, finite and not subnormal.
+bool is_hardness_of(double hardness, at::ScalarType dtype);
+
 /// channel_dim in [0, ndim). Only where the hardness has more than one element: with one it is ignored.
 inline int64_t wrap_channel_dim(int64_t channel_dim, int64_t ndim) {
   return channel_dim < 0 ? channel_dim + ndim : channel_dim;

@@ -37,7 +37,7 @@ std::tuple<at::Tensor, at::Tensor> backward_composite(const at::Tensor& grad_out
 at::Tensor backward_inplace_composite(const at::Tensor& grad_output, const at::Tensor& input,
                                       const at::Tensor& hardness, int64_t channel_dim,
                                       std::optional<double> temperature) {
-  check_backward(grad_output, input, hardness, channel_dim, temperature);
+  check_backward_inplace(grad_output, input, hardness, channel_dim, temperature);
   const auto [dx, dhardness] = gradients(grad_output, input, hardness, channel_dim, temperature);
   grad_output.copy_(dx);
   return at::empty_like(hardness).copy_(dhardness);

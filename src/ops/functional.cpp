@@ -4,8 +4,7 @@
 #include <c10/util/Exception.h>
 #include <lambda_gelu/ops/functional.h>
 
-#include <cmath>
-
+#include "ops/checks.h"
 #include "ops/operators.h"
 
 namespace lambda_gelu {
@@ -31,8 +30,9 @@ at::Tensor lambda_gelu(const at::Tensor& input, const at::Tensor& hardness, int6
 }
 
 at::Tensor lambda_gelu(const at::Tensor& input, double hardness) {
-  TORCH_CHECK_VALUE(std::isfinite(hardness) && hardness > 0, "hardness must be finite and positive, got ", hardness);
   const auto dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  TORCH_CHECK_VALUE(is_hardness_of(hardness, dtype), "hardness must be finite and positive in ", dtype, ", got ",
+                    hardness);
   return lambda_gelu(input, at::full({1}, hardness, input.options().dtype(dtype).layout(at::kStrided)));
 }
 

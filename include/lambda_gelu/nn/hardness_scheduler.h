@@ -42,7 +42,8 @@ class LAMBDA_GELU_API HardnessScheduler {
   /// total_steps >= 1. The model's sites are kept alive. To be made at step 0 of the run, or followed by load().
   HardnessScheduler(torch::nn::Module& model, int64_t total_steps, const HardnessSchedulerOptions& options = {});
 
-  /// To be called after every step of the run. Beyond the end lambda stays at its target.
+  /// To be called after every step of the run. Beyond the end lambda stays at its target. Throws c10::Error where a
+  /// step that was to learn lambda finds it frozen, as after loading a hardened model without its scheduler.
   void step();
 
   Phase phase() const { return window_.phase(step_); }
@@ -53,6 +54,7 @@ class LAMBDA_GELU_API HardnessScheduler {
   /// Writes plan, step and the lambda from which hardening started; also torch::save(scheduler, ...).
   void save(torch::serialize::OutputArchive& archive) const;
   /// Resumes a run; also torch::load(scheduler, ...). The model's own state is loaded with the model, before or after.
+  /// A state in the learning phase touches no site: what the model has frozen stays so until unfreeze_hardness().
   /// The state of another plan (steps, window, schedule, targets) or of a model with other sites is refused.
   void load(torch::serialize::InputArchive& archive);
 

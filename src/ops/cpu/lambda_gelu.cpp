@@ -94,8 +94,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad_output, const
 
 at::Tensor backward_inplace(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness,
                             int64_t channel_dim, std::optional<double> temperature) {
-  check_backward(grad_output, input, hardness, channel_dim, temperature);
-  TORCH_CHECK_VALUE(grad_output.is_non_overlapping_and_dense(), "grad_output must be dense to be written to");
+  check_backward_inplace(grad_output, input, hardness, channel_dim, temperature);
   return backward_into(grad_output, grad_output, input, hardness, channel_dim, temperature);
 }
 

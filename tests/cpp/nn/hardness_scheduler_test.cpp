@@ -98,6 +98,18 @@ TEST(HardnessScheduler, TargetsBySite) {
   expect_same(last[1].second, tensor_of({30}));
 }
 
+TEST(HardnessScheduler, LearningAFrozenHardnessIsRefused) {
+  auto model = torch::nn::Sequential(torch::nn::Linear(2, 2), LambdaGELU());
+  HardnessScheduler first(*model, 2, HardnessSchedulerOptions().start(0.5));
+  first.step();
+  first.step();
+  HardnessScheduler second(*model, 4, HardnessSchedulerOptions().start(0.5));
+  const auto before = second.get_last_hardness().front().second.clone();
+  expect_refusal<c10::Error>([&] { second.step(); }, "frozen at '1'", "unfreeze_hardness()");
+  EXPECT_EQ(second.phase(), Phase::kLearn);
+  expect_same(second.get_last_hardness().front().second, before);
+}
+
 TEST(HardnessScheduler, LastHardnessIsDetached) {
   auto model = make_mlp();
   HardnessScheduler scheduler(*model, 4);

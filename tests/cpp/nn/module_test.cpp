@@ -184,6 +184,22 @@ TEST(LambdaGELU, FreezingChangesNoOutput) {
   expect_same(site(x), learned);
 }
 
+TEST(LambdaGELU, AHardnessThatIsNotFiniteIsNotFrozen) {
+  for (const double raw : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    LambdaGELU module(LambdaGELUOptions().num_parameters(2));
+    {
+      at::NoGradGuard no_grad;
+      module->raw_hardness[1].fill_(raw);
+    }
+    const auto raw_before = module->raw_hardness.detach().clone();
+    const auto override_before = module->hardness_override.clone();
+    expect_value_error([&] { module->freeze_hardness(); }, "hardness must be finite to be frozen, got 1.69");
+    EXPECT_FALSE(module->is_frozen());
+    expect_same(module->raw_hardness.detach(), raw_before);
+    expect_same(module->hardness_override, override_before);
+  }
+}
+
 TEST(LambdaGELU, FrozenForwardUsesTheOverrideToTheLastBit) {
   LambdaGELU site;
   const auto x = at::randn({1000});

@@ -1,5 +1,6 @@
 // Every refusal: before anything is computed, in words that name the argument, what was expected and what came.
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 #include <lambda_gelu/ops/functional.h>
@@ -22,6 +23,17 @@ class Refusal : public ::testing::TestWithParam<at::DeviceType> {
 };
 INSTANTIATE_TEST_SUITE_P(Op, Refusal, ::testing::Values(at::kCPU, at::kMeta),
                          [](const auto& param) { return at::DeviceTypeName(param.param); });
+
+TEST(InplaceBackward, WritingToMemoryThatTheInputReads) {
+  const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("lambda_gelu::lambda_gelu_backward_", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, std::optional<double>)>();
+  const auto memory = at::zeros({7});
+  expect_refusal<c10::ValueError>(
+      [&] { op.call(memory.slice(0, 1), memory.slice(0, 0, 6), at::ones({1}), 1, std::nullopt); },
+      "grad_output must not share part of input's memory");
+}
 
 TEST_P(Refusal, InputDtype) {
   for (const auto& [dtype, name] : std::vector<std::pair<at::ScalarType, std::string>>{
@@ -86,10 +98,11 @@ TEST_P(Refusal, Temperature) {
 
 TEST_P(Refusal, HardnessAsANumber) {
   for (const double value :
-       {0.0, -1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+       {0.0, -1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN(), 1e300, 1e-50}) {
     expect_refusal<c10::ValueError>([&] { lambda_gelu(zeros({2, 3}), value); },
-                                    "hardness must be finite and positive, got");
+                                    "hardness must be finite and positive in Float, got");
   }
+  EXPECT_NO_THROW(lambda_gelu(zeros({2, 3}, at::kDouble), 1e300));
 }
 
 TEST_P(Refusal, GradOutput) {
