@@ -18,7 +18,7 @@ if command -v apt-get >/dev/null 2>&1; then
   "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
   [ -e "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["include"])' 2>/dev/null)/Python.h" ] ||
     missing="$missing python3-dev"
-  for package in libgtest-dev libfmt-dev libhwy-dev libbenchmark-dev zlib1g-dev; do
+  for package in libgtest-dev libfmt-dev libhwy-dev libbenchmark-dev; do
     dpkg -s $package >/dev/null 2>&1 || missing="$missing $package"
   done
   if [ -n "$missing" ]; then
