@@ -1,7 +1,7 @@
 // The constants of every lambda of one call.
 #pragma once
 
-#include <kernels/cpu/geometry.h>
+#include <kernels/geometry.h>
 #include <kernels/gate.h>
 
 #include <cstddef>

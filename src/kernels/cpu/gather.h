@@ -1,7 +1,7 @@
 // Reading an operand in the order of the output, whatever its strides.
 #pragma once
 
-#include <kernels/cpu/geometry.h>
+#include <kernels/geometry.h>
 
 #include <cstdint>
 #include <memory>

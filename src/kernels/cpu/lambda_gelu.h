@@ -3,7 +3,7 @@
 
 #include <kernels/cpu/gates.h>
 #include <kernels/cpu/gather.h>
-#include <kernels/cpu/geometry.h>
+#include <kernels/geometry.h>
 #include <kernels/cpu/plan.h>
 
 #include <cstdint>

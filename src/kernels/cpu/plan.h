@@ -2,7 +2,7 @@
 // are added along these cuts, and their bits must not depend on threads, machine or instruction set.
 #pragma once
 
-#include <kernels/cpu/geometry.h>
+#include <kernels/geometry.h>
 
 #include <cstdint>
 
