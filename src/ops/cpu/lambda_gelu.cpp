@@ -1,5 +1,7 @@
 // The operators on the CPU: tensors in, kernels on every thread of the intra-op pool.
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -9,22 +11,15 @@
 #include "kernels/cpu/lambda_gelu.h"
 #include "ops/checks.h"
 #include "ops/cpu/hardness.h"
-#include "ops/cpu/layout.h"
+#include "ops/layout.h"
 
 namespace lambda_gelu::cpu {
 namespace {
 
-kernels::DType kernel_dtype(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return kernels::DType::kFloat64;
-    case at::kBFloat16:
-      return kernels::DType::kBFloat16;
-    case at::kHalf:
-      return kernels::DType::kFloat16;
-    default:
-      return kernels::DType::kFloat32;
-  }
+// With the strides of at::empty_like(input), and without the dispatcher where that is possible.
+at::Tensor uninitialized_like(const at::Tensor& input) {
+  if (!input.is_non_overlapping_and_dense()) return at::empty_like(input);
+  return at::Tensor(at::detail::empty_strided_cpu(input.sizes(), input.strides(), input.scalar_type()));
 }
 
 // ATen's own at::internal::GRAIN_SIZE: below it, waking a thread costs more than it saves.
@@ -41,11 +36,6 @@ void run(Kernel& kernel, int64_t elements) {
   }
 }
 
-kernels::Geometry geometry_of(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
-                              int64_t channel_dim) {
-  return make_geometry(output, order, hardness.numel(), wrap_channel_dim(channel_dim, output.dim()));
-}
-
 at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
                    std::optional<double> temperature) {
   check_forward(input, hardness, channel_dim, temperature);
@@ -55,7 +45,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t 
   const auto order = memory_order(output);
   const auto lambda = hardness_values(hardness, temperature);
   const StridedOperand x(input, output, order);
-  const kernels::Forward kernel(kernel_dtype(input.scalar_type()), geometry_of(output, order, hardness, channel_dim),
+  const kernels::Forward kernel(kernel_dtype(input.scalar_type()), make_geometry(output, order, hardness, channel_dim),
                                 x.operand(), output.mutable_data_ptr(), lambda.data());
   run(kernel, output.numel());
   return output;
@@ -72,7 +62,7 @@ at::Tensor backward_into(const at::Tensor& grad_input, const at::Tensor& grad_ou
   auto* const dx = grad_input.mutable_data_ptr();
   const StridedOperand g(grad_output, grad_input, order);
   const StridedOperand x(input, grad_input, order);
-  kernels::Backward kernel(kernel_dtype(input.scalar_type()), geometry_of(grad_input, order, hardness, channel_dim),
+  kernels::Backward kernel(kernel_dtype(input.scalar_type()), make_geometry(grad_input, order, hardness, channel_dim),
                            g.operand(), x.operand(), dx, lambda.data());
   run(kernel, grad_input.numel());
 

@@ -1,15 +1,22 @@
-#include "ops/cpu/layout.h"
-
-#include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty_like.h>
+#include "ops/layout.h"
 
 #include <algorithm>
 
-namespace lambda_gelu::cpu {
+#include "ops/checks.h"
 
-at::Tensor uninitialized_like(const at::Tensor& input) {
-  if (!input.is_non_overlapping_and_dense()) return at::empty_like(input);
-  return at::Tensor(at::detail::empty_strided_cpu(input.sizes(), input.strides(), input.scalar_type()));
+namespace lambda_gelu {
+
+kernels::DType kernel_dtype(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return kernels::DType::kFloat64;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    case at::kHalf:
+      return kernels::DType::kFloat16;
+    default:
+      return kernels::DType::kFloat32;
+  }
 }
 
 Dims memory_order(const at::Tensor& output) {
@@ -23,12 +30,15 @@ Dims memory_order(const at::Tensor& output) {
   return order;
 }
 
-kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, int64_t channels, int64_t channel_dim) {
+kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
+                                int64_t channel_dim) {
+  const auto channels = hardness.numel();
   if (channels == 1) return {.outer = 1, .channels = 1, .inner = output.numel()};
   kernels::Geometry geometry{.outer = 1, .channels = channels, .inner = 1};
+  const auto channels_at = wrap_channel_dim(channel_dim, output.dim());
   bool outside = true;
   for (const auto dim : order) {
-    if (dim == channel_dim) {
+    if (dim == channels_at) {
       outside = false;
     } else if (outside) {
       geometry.outer *= output.size(dim);
@@ -61,4 +71,4 @@ StridedOperand::StridedOperand(const at::Tensor& tensor, const at::Tensor& outpu
   operand_.strides = strides_.data();
 }
 
-}  // namespace lambda_gelu::cpu
+}  // namespace lambda_gelu

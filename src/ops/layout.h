@@ -1,23 +1,26 @@
-// From tensors to the geometry and the operands of the kernels.
+// From tensors to the geometry and the operands of the kernels of any device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
-#include "kernels/cpu/lambda_gelu.h"
+#include <cstdint>
 
-namespace lambda_gelu::cpu {
+#include "kernels/geometry.h"
+
+namespace lambda_gelu {
 
 using Dims = c10::SmallVector<int64_t, 6>;
 
-/// An uninitialized tensor with the strides of at::empty_like(input), without the dispatcher where that is possible.
-at::Tensor uninitialized_like(const at::Tensor& input);
+/// Of float32, float64, bfloat16 and float16, which is what the checks let through.
+kernels::DType kernel_dtype(at::ScalarType dtype);
 
 /// The dimensions of a dense tensor in the order of its memory, outermost first; those of size 1 are left out.
 Dims memory_order(const at::Tensor& output);
 
-/// Which element of the output, in the order of its memory, belongs to which channel. `channels` 1: one lambda for all.
-kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, int64_t channels, int64_t channel_dim);
+/// Which element of the output, in the order of its memory, belongs to which lambda. One lambda: one channel.
+kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
+                                int64_t channel_dim);
 
 /// A tensor as an operand of the kernels, seen in the memory order of the output. Owns what the operand points to.
 class StridedOperand {
@@ -33,4 +36,4 @@ class StridedOperand {
   kernels::Operand operand_;
 };
 
-}  // namespace lambda_gelu::cpu
+}  // namespace lambda_gelu
