@@ -1,21 +1,14 @@
-// The operators on every device without kernels of its own, in ATen operations.
+#include "ops/composite.h"
+
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
-
-#include <tuple>
 
 #include "ops/checks.h"
 #include "ops/formulas.h"
 
 namespace lambda_gelu {
 namespace {
-
-at::Tensor forward_composite(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
-                             std::optional<double> temperature) {
-  check_forward(input, hardness, channel_dim, temperature);
-  return at::empty_like(input).copy_(Formulas(input, hardness, channel_dim, temperature).value());
-}
 
 // (d input, d hardness) in the compute type.
 std::tuple<at::Tensor, at::Tensor> gradients(const at::Tensor& grad_output, const at::Tensor& input,
@@ -24,6 +17,14 @@ std::tuple<at::Tensor, at::Tensor> gradients(const at::Tensor& grad_output, cons
   const Formulas f(input, hardness, channel_dim, temperature);
   const auto g = f.cast(grad_output);
   return {g * f.dx(), f.chain(f.sum(g * f.dlambda()))};
+}
+
+}  // namespace
+
+at::Tensor forward_composite(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
+                             std::optional<double> temperature) {
+  check_forward(input, hardness, channel_dim, temperature);
+  return at::empty_like(input).copy_(Formulas(input, hardness, channel_dim, temperature).value());
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_composite(const at::Tensor& grad_output, const at::Tensor& input,
@@ -42,8 +43,6 @@ at::Tensor backward_inplace_composite(const at::Tensor& grad_output, const at::T
   grad_output.copy_(dx);
   return at::empty_like(hardness).copy_(dhardness);
 }
-
-}  // namespace
 
 TORCH_LIBRARY_IMPL(lambda_gelu, CompositeExplicitAutograd, m) {
   m.impl("lambda_gelu", forward_composite);
