@@ -1,14 +1,16 @@
 // Coefficients of the gate Phi(lambda x), the constants derived from lambda, and the contract of the lambda sum.
-// Plain C++ without dependencies: shared by every kernel, whatever it is compiled with.
+// Plain C++ without dependencies: shared by the CPU kernels, the CUDA kernels and their tests on the host.
 //
 // With z = lambda x and w = k |x|, k = lambda sqrt(1 / (2 ln 2)):  exp(-z^2 / 2) = 2^-(w^2)  and
 // Phi(-|z|) = 2^-(w^2) R(w). Tables and rational functions approximate R or log2 of the product; docs/kernels.md says
 // which is used where and how accurate it is.
 #pragma once
 
+#include <math/host_device.h>
+
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 namespace lambda_gelu::kernels {
 
@@ -21,6 +23,14 @@ inline constexpr int kSumBlock = 1024;
 inline constexpr int kSumPiece = 16384;
 /// One lambda per column: rows added in the compute type before they are added in double.
 inline constexpr int kSumRows = 64;
+
+// CUDA: the same bits on every run and, where the formula rounds alike, on every GPU. docs/cuda.md describes the cuts.
+/// Threads of a block; thread t of an iteration takes the vectors t, t + 256, ... of 16 bytes.
+inline constexpr int kBlockThreads = 256;
+/// Vectors of one thread and iteration, whose terms it adds in the compute type before it adds them in double.
+inline constexpr int kIterationVectors = 2;
+/// Threads of the second stage.
+inline constexpr int kSecondStageThreads = 1024;
 
 // --- Constants ------------------------------------------------------------------------------------------------------
 inline constexpr double kInvSqrt2Pi = 0.39894228040143267794;
@@ -35,6 +45,8 @@ enum class Formula : std::uint8_t {
   kLog,          ///< float32 grade, forward only: log2 Phi(-|z|) by 31 quartics, no division
   kLogMid,       ///< 16-bit grade, forward only: the same by 24 cubics
   kDouble,       ///< float64: degrees 9, 10
+  kPolynomial,   ///< float32 grade, CUDA: as kRational, 2^-(w^2) by a polynomial of degree 6
+  kHardwareExp,  ///< 16-bit grade, CUDA: as kRationalMid, 2^-(w^2) by the hardware's own instruction
 };
 
 /// The constants of one lambda. T is the type the kernel computes in.
@@ -56,19 +68,31 @@ struct ExpTable8 {
   static constexpr float p[4] = {-0.0554878972f, 0.240257606f, -0.693147242f, 1.0f};  // highest degree first
 };
 
+/// 2^r on |r| <= 1/2: relative error 2^-28.9.
+struct ExpPolynomial {
+  static constexpr float p[7] = {0.000153533618804f,
+                                 0.00133988744162f,
+                                 0.00961843735778f,
+                                 0.0555033247112f,
+                                 0.240226479136f,
+                                 0.693147202855f,
+                                 1.0f};        // highest degree first
+  static constexpr float round = 12582912.0f;  ///< 1.5 * 2^23: adding it rounds to an integer
+};
+
 /// R(w) on [0, 12.4] to 1.4e-8 relative, rounded to float.
 struct RationalFloat {
   static constexpr float p[5] = {0.0078659961f, 0.06609229f, 0.253468364f, 0.515464962f, 0.5f};
   static constexpr float q[6] = {0.0232148711f, 0.195072621f, 0.764567912f, 1.66482067f, 1.97036755f, 1.0f};
 };
 
-/// R(w) on [0, 11.2] to 3.8e-7 relative.
+/// R(w) on [0, 11.2] to 3.8e-7 relative, and smooth beyond.
 struct RationalMid {
   static constexpr float p[4] = {0.0272112787f, 0.16359058f, 0.423134208f, 0.5f};
   static constexpr float q[5] = {0.0803203583f, 0.48244676f, 1.31173849f, 1.78569174f, 1.0f};
 };
 
-/// R(w) on [0, 33] to 5.4e-17 relative, and 2^-r on |r| <= 1/2.
+/// R(w) on [0, 33] to 5.4e-17 relative.
 struct RationalDouble {
   static constexpr double p[10] = {5.995898407475463176e-6, .0001370376905335638207,
                                    .001533283313825838809,  .01086540375920978025,
@@ -86,7 +110,11 @@ struct RationalDouble {
                                    3.548475193596518124,
                                    2.763321504125277792,
                                    1.};
-  static constexpr double e[12] = {4.4558179083360645e-10, 7.074194297288521e-09,  1.0178057087733941e-07,
+};
+
+/// 2^r on |r| <= 1/2.
+struct ExpPolynomialDouble {
+  static constexpr double p[12] = {4.4558179083360645e-10, 7.074194297288521e-09,  1.0178057087733941e-07,
                                    1.3215432535912375e-06, 1.5252733841556773e-05, 0.00015403530463724353,
                                    0.001333355814640647,   0.009618129107587256,   0.055504108664821625,
                                    0.24022650695910158,    0.6931471805599453,     1.};
@@ -198,7 +226,7 @@ struct GateRecipe {
 };
 
 template <class T>
-constexpr GateRecipe gate_recipe(Formula formula) {
+LAMBDA_GELU_HD constexpr GateRecipe gate_recipe(Formula formula) {
   const double largest = sizeof(T) == 4 ? 1e37 : 1e300;
   const double smallest = sizeof(T) == 4 ? 2e-38 : 1e-300;
   const auto recipe = [=](double unit, double end_in_w) {
@@ -212,6 +240,10 @@ constexpr GateRecipe gate_recipe(Formula formula) {
       return recipe(1 / LogMidTable::scale, LogMidTable::end);
     case Formula::kDouble:
       return recipe(1, 31.9);
+    case Formula::kPolynomial:
+      return recipe(1, 11.2583);  // 2^-(w^2) = 1.19 * 2^-127, which a product that flushes subnormals makes 0
+    case Formula::kHardwareExp:
+      return recipe(1, 11.40);  // 2^-130, which the instruction flushes to 0
     default:
       return recipe(1, 10.95);
   }
@@ -220,13 +252,13 @@ constexpr GateRecipe gate_recipe(Formula formula) {
 /// The constants for lambda. Any lambda: NaN stays NaN, and a lambda outside the range of T's normal numbers is moved
 /// into it, where the gate already is that of ReLU or 1/2.
 template <class T>
-Gate<T> make_gate(const GateRecipe& recipe, double lambda) {
+LAMBDA_GELU_HD Gate<T> make_gate(const GateRecipe& recipe, double lambda) {
   if (lambda > recipe.largest) lambda = recipe.largest;
   if (lambda < recipe.smallest) lambda = recipe.smallest;
   const double k = lambda * recipe.scale;
   const double k_low = std::fma(lambda, recipe.scale_low, std::fma(lambda, recipe.scale, -k));
-  const double limit = recipe.end / lambda;
-  constexpr double largest_limit = static_cast<double>(std::numeric_limits<T>::max());
+  const double limit = divide(recipe.end, lambda);
+  constexpr double largest_limit = sizeof(T) == 4 ? static_cast<double>(FLT_MAX) : DBL_MAX;
 
   Gate<T> gate;
   gate.scale_hi = static_cast<T>(k);
@@ -239,8 +271,8 @@ Gate<T> make_gate(const GateRecipe& recipe, double lambda) {
 /// Backward kernels add up g 2^-(w^2) w |x|; divided by the scale of w it is g x^2 phi(z). Not w^2, which would leave
 /// the range of float for lambda far from 1.
 template <class T>
-double unscaled_sum_to_gradient(double sum, const Gate<T>& gate) {
-  return sum * kInvSqrt2Pi / static_cast<double>(gate.scale_hi);
+LAMBDA_GELU_HD double unscaled_sum_to_gradient(double sum, const Gate<T>& gate) {
+  return divide(sum * kInvSqrt2Pi, static_cast<double>(gate.scale_hi));
 }
 
 }  // namespace lambda_gelu::kernels

@@ -1,18 +1,17 @@
 #include <lambda_gelu/math/hardness.h>
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
 #include "checks.h"
+#include "softplus.h"
 
 namespace lambda_gelu {
 
 double hardness_from_raw(double raw_hardness, double temperature) {
   checks::finite("raw_hardness", raw_hardness);
   checks::finite_positive("temperature", temperature);
-  const double t = raw_hardness / temperature;
-  return 1 + (std::max(t, 0.0) + std::log1p(std::exp(-std::abs(t))));
+  return one_plus_softplus(raw_hardness / temperature);
 }
 
 double raw_from_hardness(double hardness, double temperature) {
@@ -29,9 +28,7 @@ double raw_from_hardness(double hardness, double temperature) {
 double hardness_derivative(double raw_hardness, double temperature) {
   checks::finite("raw_hardness", raw_hardness);
   checks::finite_positive("temperature", temperature);
-  const double t = raw_hardness / temperature;
-  const double e = std::exp(-std::abs(t));
-  return (t >= 0 ? 1 : e) / (1 + e) / temperature;
+  return sigmoid(raw_hardness / temperature) / temperature;
 }
 
 }  // namespace lambda_gelu

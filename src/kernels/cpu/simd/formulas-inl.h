@@ -183,15 +183,15 @@ struct DoubleFormula {
     const auto ax = absolute(x);
     const auto a = clamp(gate.limit, ax);
     const auto w = gate.scale_hi * a;
-    const auto round = constant<D, U>(RationalDouble::round);
+    const auto round = constant<D, U>(ExpPolynomialDouble::round);
     const auto sum = fma(w, w, round);
     const auto low = fma(gate.scale_lo, a, fms(gate.scale_hi, a, w));
     const auto r = fnma(w + w, low, fnma(w, w, sum - round));
     const auto square = w * w;
     const auto ratio = polynomial(w, square, RationalDouble::p) / polynomial(w, square, RationalDouble::q);
-    auto exp = polynomial(r, r * r, RationalDouble::e);
+    auto exp = polynomial(r, r * r, ExpPolynomialDouble::p);
     LG_EACH exp.v[u] = hn::BitCast(
-        D(), hn::Sub(hn::BitCast(bits, exp.v[u]), hn::ShiftLeft<RationalDouble::shift>(hn::BitCast(bits, sum.v[u]))));
+        D(), hn::Sub(hn::BitCast(bits, exp.v[u]), hn::ShiftLeft<ExpPolynomialDouble::shift>(hn::BitCast(bits, sum.v[u]))));
     return {a, w, zero_beyond(gate.limit, ax, exp), ratio};
   }
   template <int U>
