@@ -23,6 +23,10 @@ EVERY_MODE = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("device")
+on_the_cpu = pytest.mark.only("cpu")
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -147,9 +151,9 @@ def test_dtypes_of_every_order_and_tangent(x_dtype, hardness_dtype):
     assert [t.dtype for t in (*first, *second)] == [x.dtype, hardness.dtype] * 2
 
 
-def test_autocast_needs_no_cast():
+def test_autocast_needs_no_cast(device):
     layer, hardness = torch.nn.Linear(4, 4), torch.ones(1, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         y = lambda_gelu.lambda_gelu(layer(torch.randn(3, 4)), hardness)
     assert y.dtype == torch.bfloat16
     y.sum().backward()
@@ -202,6 +206,7 @@ def free_memory():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
+@on_the_cpu  # test_cuda.py has its own: what is on the device takes a device's memory
 @pytest.mark.skipif(free_memory() < 16 * 2**30, reason="needs 16 GiB of free memory")
 def test_more_than_2_to_the_31_elements():
     x = torch.zeros(MORE_THAN_INT32, dtype=torch.bfloat16)
@@ -232,6 +237,7 @@ def threads():
     torch.set_num_threads(before)
 
 
+@on_the_cpu
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "count"), [((1_000_003,), 1), ((4001, 77), 77), ((7, 33, 61, 5), 33)], ids=str)
 def test_the_same_bits_on_any_number_of_threads_and_on_every_run(threads, dtype, shape, count):
@@ -251,6 +257,7 @@ def cpu_target():
     _C.set_cpu_target("")
 
 
+@on_the_cpu
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "count"), [((1_000_003,), 1), ((4001, 77), 77), ((7, 33, 61, 5), 33)], ids=str)
 def test_the_same_gradient_bits_on_every_target_for_any_number_of_threads(threads, cpu_target, dtype, shape, count):
@@ -317,7 +324,9 @@ REFUSED_INPUTS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", REFUSED_INPUTS)
-def test_refuses_inputs(kind):
+def test_refuses_inputs(kind, on_cuda):
+    if on_cuda and kind in ("quantized", "MKL-DNN"):
+        pytest.skip("PyTorch has no such tensors there")
     make, message = REFUSED_INPUTS[kind]
     calls = [
         lambda x: lambda_gelu.lambda_gelu(x, 1.0),
@@ -351,21 +360,23 @@ REFUSED_HARDNESS = [
 
 
 @pytest.mark.parametrize(("make", "error", "message"), REFUSED_HARDNESS)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_refuses_hardness(make, error, message, device):
+@pytest.mark.parametrize("meta", [False, True])
+def test_refuses_hardness(make, error, message, meta):
     hardness = make()
-    if isinstance(hardness, torch.Tensor):
-        hardness = hardness.to(device)
-    x = torch.ones(2, 64, 5, device=device)
+    x = torch.ones(2, 64, 5)
+    if meta:
+        x = x.to("meta")
+        hardness = hardness.to("meta") if isinstance(hardness, torch.Tensor) else hardness
     with pytest.raises(error) as refusal:
         lambda_gelu.lambda_gelu(x, hardness)
     assert message in str(refusal.value)
 
 
 def test_refuses_a_hardness_on_another_device():
-    with pytest.raises(RuntimeError, match="hardness must be on input's device cpu, got meta"):
+    here = torch.ones(1).device
+    with pytest.raises(RuntimeError, match=f"hardness must be on input's device {here}, got meta"):
         lambda_gelu.lambda_gelu(torch.ones(2), torch.ones(1, device="meta"))
-    with pytest.raises(RuntimeError, match="hardness must be on input's device meta, got cpu"):
+    with pytest.raises(RuntimeError, match=f"hardness must be on input's device meta, got {here}"):
         lambda_gelu.lambda_gelu(torch.ones(2, device="meta"), torch.ones(1))
 
 
@@ -385,24 +396,29 @@ def test_refuses_several_hardnesses_for_an_input_without_dimensions():
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, math.inf, math.nan])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_refuses_temperature(temperature, device):
+@pytest.mark.parametrize("meta", [False, True])
+def test_refuses_temperature(temperature, meta):
+    place = {"device": "meta"} if meta else {}
     with pytest.raises(ValueError, match=f"temperature must be finite and positive, got {temperature:g}"):
-        softplus_lambda_gelu(torch.ones(2, device=device), torch.ones(1, device=device), temperature=temperature)
+        softplus_lambda_gelu(torch.ones(2, **place), torch.ones(1, **place), temperature=temperature)
 
 
 @pytest.mark.parametrize(
-    ("g", "error", "message"),
+    ("make", "error", "message"),
     [
-        (torch.ones(3, 2), ValueError, r"grad_output must have input's shape \[2, 3\], got \[3, 2\]"),
-        (torch.ones(6), ValueError, r"grad_output must have input's shape \[2, 3\], got \[6\]"),
-        (torch.ones(2, 3).double(), TypeError, "grad_output must be of input's dtype float32, got float64"),
-        (torch.ones(2, 3, device="meta"), RuntimeError, "grad_output must be on input's device cpu, got meta"),
+        (lambda: torch.ones(3, 2), ValueError, r"grad_output must have input's shape \[2, 3\], got \[3, 2\]"),
+        (lambda: torch.ones(6), ValueError, r"grad_output must have input's shape \[2, 3\], got \[6\]"),
+        (lambda: torch.ones(2, 3).double(), TypeError, "grad_output must be of input's dtype float32, got float64"),
+        (
+            lambda: torch.ones(2, 3, device="meta"),
+            RuntimeError,
+            r"grad_output must be on input's device (cpu|cuda:\d), got meta",
+        ),
     ],
 )
-def test_refuses_grad_output(g, error, message):
+def test_refuses_grad_output(make, error, message):
     with pytest.raises(error, match=message):
-        backward(g, torch.ones(2, 3), torch.ones(1))
+        backward(make(), torch.ones(2, 3), torch.ones(1))
 
 
 def test_a_hardness_that_is_not_finite_and_positive_is_computed_with():
