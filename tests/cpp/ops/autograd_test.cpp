@@ -1,4 +1,5 @@
 // Derivatives against finite differences, in C++ alone.
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 #include <lambda_gelu/ops/functional.h>
 #include <torch/csrc/autograd/autograd.h>
