@@ -72,7 +72,7 @@ struct PolynomialFormula {
 
   static LAMBDA_GELU_HD float value(float x, const Gate<float>& gate) {
     const auto v = evaluate(x, gate);
-    return fma(-v.a, mul_flushed(v.exp, v.ratio), fmaxf(x, 0.0f));
+    return fma(-v.a, mul_flushed(v.exp, v.ratio), relu(x));
   }
 
   static LAMBDA_GELU_HD Derivative<float> derivative(float x, const Gate<float>& gate) {
@@ -98,7 +98,7 @@ struct HardwareFormula {
 
   static LAMBDA_GELU_HD float value(float x, const Gate<float>& gate) {
     const auto v = evaluate(x, gate);
-    return fma(-mul(v.a, v.exp), v.ratio, fmaxf(x, 0.0f));
+    return fma(-mul(v.a, v.exp), v.ratio, relu(x));
   }
 
   static LAMBDA_GELU_HD Derivative<float> derivative(float x, const Gate<float>& gate) {
@@ -135,7 +135,7 @@ struct DoubleFormula {
 
   static LAMBDA_GELU_HD double value(double x, const Gate<double>& gate) {
     const auto v = evaluate(x, gate);
-    return fma(-mul(v.a, v.exp), v.ratio, x > 0 || x != x ? x : 0.0);
+    return fma(-mul(v.a, v.exp), v.ratio, relu(x));
   }
 
   static LAMBDA_GELU_HD Derivative<double> derivative(double x, const Gate<double>& gate) {

@@ -102,6 +102,19 @@ LAMBDA_GELU_HD float min_or_nan(float a, float b) {
 #endif
 }
 
+/// max(x, -0), which keeps the sign of a zero; -0 for NaN.
+LAMBDA_GELU_HD float relu(float x) {
+#if defined(__CUDA_ARCH__)
+  return fmaxf(x, -0.0f);  // +0 > -0 there
+#else
+  return x >= 0 ? x : -0.0f;
+#endif
+}
+/// The same; NaN for NaN.
+LAMBDA_GELU_HD double relu(double x) {
+  return x < 0 ? -0.0 : x;
+}
+
 /// About 2^x; results below the normal range are zero.
 LAMBDA_GELU_HD float approximate_exp2(float x) {
 #if defined(__CUDA_ARCH__)
