@@ -1,13 +1,21 @@
 #include "kernel_testing.h"
 
+#include <kernels/cuda/lambda_gelu.h>
 #include <quadmath.h>
 
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <stdexcept>
 
 namespace lambda_gelu::kernels::testing {
 namespace {
+
+bool use_cuda = false;
+
+void expect_success(const cuda::Status& status) {
+  if (!status) throw std::runtime_error(status.message);
+}
 
 std::uint16_t float16_bits(double value) {
   const auto half = static_cast<_Float16>(value);
@@ -147,18 +155,56 @@ Array random_normal(DType dtype, std::int64_t size, double scale, std::uint64_t 
   return a;
 }
 
+std::vector<std::string> all_targets() {
+  std::vector<std::string> targets = supported_targets();
+  targets.push_back("cuda");
+  return targets;
+}
+
+UseTarget::UseTarget(const std::string& name) {
+  use_cuda = name == "cuda";
+  if (!use_cuda) set_target(name);
+}
+
+UseTarget::~UseTarget() {
+  use_cuda = false;
+  set_target("");
+}
+
+void run_forward(DType dtype, const Geometry& geometry, const Operand& input, void* y,
+                 const std::vector<double>& hardness) {
+  if (use_cuda) {
+    expect_success(cuda::forward(dtype, geometry, input, y, {hardness.data(), DType::kFloat64}, nullptr));
+    return;
+  }
+  const Forward kernel(dtype, geometry, input, y, hardness.data());
+  kernel.run(0, kernel.units());
+}
+
+std::vector<double> run_backward(DType dtype, const Geometry& geometry, const Operand& grad_output,
+                                 const Operand& input, void* dx, const std::vector<double>& hardness) {
+  std::vector<double> dhardness(hardness.size());
+  if (use_cuda) {
+    std::vector<double> workspace(static_cast<std::size_t>(cuda::backward_workspace(dtype, geometry)) / sizeof(double));
+    expect_success(cuda::backward(dtype, geometry, grad_output, input, dx, {hardness.data(), DType::kFloat64},
+                                  dhardness.data(), workspace.data(), nullptr));
+    return dhardness;
+  }
+  Backward kernel(dtype, geometry, grad_output, input, dx, hardness.data());
+  kernel.run(0, kernel.units());
+  kernel.sum(dhardness.data());
+  return dhardness;
+}
+
 Array forward(const Geometry& geometry, const Array& x, const std::vector<double>& hardness) {
   Array y(x.dtype(), x.size());
-  const Forward kernel(x.dtype(), geometry, {.data = x.data()}, y.data(), hardness.data());
-  kernel.run(0, kernel.units());
+  run_forward(x.dtype(), geometry, {.data = x.data()}, y.data(), hardness);
   return y;
 }
 
 Gradients backward(const Geometry& geometry, const Array& g, const Array& x, const std::vector<double>& hardness) {
-  Gradients r{Array(x.dtype(), x.size()), std::vector<double>(hardness.size())};
-  Backward kernel(x.dtype(), geometry, {.data = g.data()}, {.data = x.data()}, r.dx.data(), hardness.data());
-  kernel.run(0, kernel.units());
-  kernel.sum(r.dhardness.data());
+  Gradients r{Array(x.dtype(), x.size()), {}};
+  r.dhardness = run_backward(x.dtype(), geometry, {.data = g.data()}, {.data = x.data()}, r.dx.data(), hardness);
   return r;
 }
 

@@ -13,11 +13,16 @@ namespace lambda_gelu::kernels::testing {
 inline constexpr DType kAllDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
 const char* name_of(DType dtype);
 
-/// Selects an instruction set until the end of the scope.
+/// The instruction sets of this machine, and "cuda": the CUDA kernels, run by the CPU.
+std::vector<std::string> all_targets();
+
+/// Selects one of all_targets() until the end of the scope.
 class UseTarget {
  public:
-  explicit UseTarget(const std::string& name) { set_target(name); }
-  ~UseTarget() { set_target(""); }
+  explicit UseTarget(const std::string& name);
+  ~UseTarget();
+  UseTarget(const UseTarget&) = delete;
+  UseTarget& operator=(const UseTarget&) = delete;
 };
 
 /// Memory of one dtype; set() rounds to nearest, ties to even.
@@ -58,6 +63,12 @@ class Random {
 };
 Array random_normal(DType dtype, std::int64_t size, double scale, std::uint64_t seed);
 
+/// The kernels of the target in use; units are run in order.
+void run_forward(DType dtype, const Geometry& geometry, const Operand& input, void* y,
+                 const std::vector<double>& hardness);
+std::vector<double> run_backward(DType dtype, const Geometry& geometry, const Operand& grad_output,
+                                 const Operand& input, void* dx, const std::vector<double>& hardness);
+
 /// One lambda, dense operands.
 Array forward(const Array& x, double hardness);
 struct Gradients {
@@ -65,7 +76,7 @@ struct Gradients {
   std::vector<double> dhardness;
 };
 Gradients backward(const Array& g, const Array& x, double hardness);
-/// Any geometry, dense operands; units are run in order.
+/// Any geometry, dense operands.
 Array forward(const Geometry& geometry, const Array& x, const std::vector<double>& hardness);
 Gradients backward(const Geometry& geometry, const Array& g, const Array& x, const std::vector<double>& hardness);
 

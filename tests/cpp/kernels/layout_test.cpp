@@ -134,18 +134,15 @@ TEST_P(Layout, StridedOperandsEqualDenseOnes) {
       const std::vector<double> hardness = hardness_for(geometry.channels);
 
       Array y(dtype, geometry.size());
-      const Forward forward_kernel(dtype, geometry, view.of(x), y.data(), hardness.data());
-      forward_kernel.run(0, forward_kernel.units());
+      run_forward(dtype, geometry, view.of(x), y.data(), hardness);
       EXPECT_TRUE(y.same_bits(forward(geometry, dense_x, hardness)));
 
       const Gradients expected = backward(geometry, dense_g, dense_x, hardness);
       for (const bool x_strided : {false, true}) {
         for (const bool g_strided : {false, true}) {
-          Gradients got{Array(dtype, geometry.size()), std::vector<double>(hardness.size())};
-          Backward kernel(dtype, geometry, g_strided ? view.of(g) : Operand{dense_g.data()},
-                          x_strided ? view.of(x) : Operand{dense_x.data()}, got.dx.data(), hardness.data());
-          kernel.run(0, kernel.units());
-          kernel.sum(got.dhardness.data());
+          Gradients got{Array(dtype, geometry.size()), {}};
+          got.dhardness = run_backward(dtype, geometry, g_strided ? view.of(g) : Operand{dense_g.data()},
+                                       x_strided ? view.of(x) : Operand{dense_x.data()}, got.dx.data(), hardness);
           EXPECT_TRUE(got.dx.same_bits(expected.dx)) << x_strided << g_strided;
           EXPECT_EQ(got.dhardness, expected.dhardness) << x_strided << g_strided;
         }
@@ -203,11 +200,9 @@ TEST_P(Layout, OddSizesStayInside) {
         char* output = at_end ? guarded_out.ending(size) : guarded_out.starting();
         std::memcpy(input, x.data(), size);
         std::memcpy(grad, g.data(), size);
-        const Forward forward_kernel(dtype, {1, 1, n}, {.data = input}, output, &hardness);
-        forward_kernel.run(0, forward_kernel.units());
+        run_forward(dtype, {1, 1, n}, {.data = input}, output, {hardness});
         ASSERT_EQ(std::memcmp(output, y.data(), size), 0) << name_of(dtype) << " y, " << n << " elements";
-        Backward backward_kernel(dtype, {1, 1, n}, {.data = grad}, {.data = input}, output, &hardness);
-        backward_kernel.run(0, backward_kernel.units());
+        run_backward(dtype, {1, 1, n}, {.data = grad}, {.data = input}, output, {hardness});
         ASSERT_EQ(std::memcmp(output, dx.data(), size), 0) << name_of(dtype) << " dx, " << n << " elements";
       }
     }
@@ -231,14 +226,11 @@ TEST_P(Layout, OddColumnsStayInside) {
         GuardedBuffer guarded_out(size);
         std::memcpy(guarded_x.ending(size), x.data(), size);
         std::memcpy(guarded_g.ending(size), g.data(), size);
-        Backward kernel(dtype, geometry, {.data = guarded_g.ending(size)}, {.data = guarded_x.ending(size)},
-                        guarded_out.ending(size), hardness.data());
-        kernel.run(0, kernel.units());
+        run_backward(dtype, geometry, {.data = guarded_g.ending(size)}, {.data = guarded_x.ending(size)},
+                     guarded_out.ending(size), hardness);
         EXPECT_EQ(std::memcmp(guarded_out.ending(size), expected.dx.data(), size), 0)
             << name_of(dtype) << " " << rows << " x " << columns;
-        const Forward forward_kernel(dtype, geometry, {.data = guarded_x.ending(size)}, guarded_out.ending(size),
-                                     hardness.data());
-        forward_kernel.run(0, forward_kernel.units());
+        run_forward(dtype, geometry, {.data = guarded_x.ending(size)}, guarded_out.ending(size), hardness);
         EXPECT_EQ(std::memcmp(guarded_out.ending(size), forward(geometry, x, hardness).data(), size), 0)
             << name_of(dtype) << " " << rows << " x " << columns;
       }
@@ -257,16 +249,13 @@ TEST_P(Layout, ResultMayReplaceAnOperand) {
       const Gradients expected = backward(geometry, g, x, hardness);
 
       Array in_place = g;
-      std::vector<double> dhardness(hardness.size());
-      Backward kernel(dtype, geometry, {.data = in_place.data()}, {.data = x.data()}, in_place.data(), hardness.data());
-      kernel.run(0, kernel.units());
-      kernel.sum(dhardness.data());
+      const std::vector<double> dhardness =
+          run_backward(dtype, geometry, {.data = in_place.data()}, {.data = x.data()}, in_place.data(), hardness);
       EXPECT_TRUE(in_place.same_bits(expected.dx)) << name_of(dtype);
       EXPECT_EQ(dhardness, expected.dhardness) << name_of(dtype);
 
       Array y = x;
-      const Forward forward_kernel(dtype, geometry, {.data = y.data()}, y.data(), hardness.data());
-      forward_kernel.run(0, forward_kernel.units());
+      run_forward(dtype, geometry, {.data = y.data()}, y.data(), hardness);
       EXPECT_TRUE(y.same_bits(forward(geometry, x, hardness))) << name_of(dtype);
     }
   }
@@ -323,7 +312,7 @@ TEST(Operand, WrongNumberOfElementsIsRefused) {
   EXPECT_THROW(Forward(DType::kFloat32, {1, 0, 6}, {.data = x}, y, &hardness), std::invalid_argument);
 }
 
-INSTANTIATE_TEST_SUITE_P(Targets, Layout, ::testing::ValuesIn(supported_targets()),
+INSTANTIATE_TEST_SUITE_P(Targets, Layout, ::testing::ValuesIn(all_targets()),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

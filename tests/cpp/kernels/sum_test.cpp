@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernel_testing.h"
@@ -11,8 +12,11 @@
 namespace lambda_gelu::kernels::testing {
 namespace {
 
+class Sum : public ::testing::TestWithParam<std::string> {};
+
 // The same 65,536 terms of one sign again and again: 16 lanes of float over everything would stagnate.
-TEST(Sum, ErrorDoesNotGrowWithSize) {
+TEST_P(Sum, ErrorDoesNotGrowWithSize) {
+  const UseTarget target(GetParam());
   constexpr std::int64_t pattern = 65536;
   constexpr std::int64_t size = std::int64_t{1} << 26;
   constexpr double hardness = 1.3;
@@ -27,15 +31,13 @@ TEST(Sum, ErrorDoesNotGrowWithSize) {
   const std::int64_t g_strides[] = {0, 0};
   const Array one = Array::from(DType::kFloat32, {1.0});
   const std::unique_ptr<float[]> dx(new float[size]);
-  Backward kernel(DType::kFloat32, {1, 1, size}, {one.data(), 2, sizes, g_strides}, {x.data(), 2, sizes, x_strides},
-                  dx.get(), &hardness);
-  kernel.run(0, kernel.units());
-  double sum = 0;
-  kernel.sum(&sum);
+  const double sum = run_backward(DType::kFloat32, {1, 1, size}, {one.data(), 2, sizes, g_strides},
+                                  {x.data(), 2, sizes, x_strides}, dx.get(), {hardness})[0];
   EXPECT_NEAR(sum, static_cast<double>(expected), 1e-7 * static_cast<double>(expected));
 }
 
-TEST(Sum, ColumnsOverManyRows) {
+TEST_P(Sum, ColumnsOverManyRows) {
+  const UseTarget target(GetParam());
   constexpr std::int64_t rows = 100000;
   constexpr std::int64_t columns = 37;
   const std::vector<double> hardness(columns, 1.3);
@@ -50,7 +52,8 @@ TEST(Sum, ColumnsOverManyRows) {
 }
 
 // Terms of both signs that cancel: the error is relative to the magnitudes.
-TEST(Sum, Cancellation) {
+TEST_P(Sum, Cancellation) {
+  const UseTarget target(GetParam());
   for (const DType dtype : kAllDTypes) {
     const Array x = random_normal(dtype, 70001, 1.0, 13);
     const Array g = random_normal(dtype, 70001, 1.0, 14);
@@ -67,13 +70,17 @@ TEST(Sum, Cancellation) {
   }
 }
 
-TEST(Sum, NoElementsGiveZero) {
+TEST_P(Sum, NoElementsGiveZero) {
+  const UseTarget target(GetParam());
   for (const Geometry& geometry : {Geometry{1, 1, 0}, Geometry{0, 5, 1}, Geometry{0, 5, 600}, Geometry{4, 5, 0}}) {
     const std::vector<double> hardness(static_cast<std::size_t>(geometry.channels), 1.3);
     const Gradients gradients = backward(geometry, Array(DType::kFloat32, 0), Array(DType::kFloat32, 0), hardness);
     EXPECT_EQ(gradients.dhardness, std::vector<double>(hardness.size(), 0.0));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Targets, Sum, ::testing::Values(supported_targets().front(), "cuda"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace lambda_gelu::kernels::testing
