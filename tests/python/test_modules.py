@@ -13,6 +13,8 @@ from torch import nn
 import lambda_gelu
 from lambda_gelu import LambdaGELU
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def reference(x: float, hardness: float) -> float:
     return float(mpmath.mpf(x) * mpmath.ncdf(mpmath.mpf(hardness) * mpmath.mpf(x)))
@@ -153,18 +155,23 @@ def test_hardness_is_differentiable_with_respect_to_raw_hardness():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", [1, 6])
-def test_the_forward_uses_exactly_the_hardness_it_shows(dtype, count):
+def test_the_forward_uses_exactly_the_hardness_it_shows(dtype, count, on_cuda):
     torch.manual_seed(0)
     module = LambdaGELU(count, dtype=dtype)
     with torch.no_grad():
         module.raw_hardness.copy_(torch.randn(count, dtype=torch.float64) * 0.3)
     x = torch.randn(17, 6, dtype=dtype) * 3
     expected = lambda_gelu.lambda_gelu(x, module.hardness.detach())
-    assert torch.equal(module(x), expected)
+    if on_cuda and dtype == torch.float64:
+        # The one case in which λ is shown by another softplus, PyTorch's: an ULP of λ is z² of y.
+        torch.testing.assert_close(module(x), expected, rtol=1e-13, atol=1e-300)
+    else:
+        assert torch.equal(module(x), expected)
     module.freeze_hardness()
     assert torch.equal(module(x), expected)
 
 
+@pytest.mark.only("cpu")
 def test_hardness_in_float64_is_that_of_the_kernels_to_the_last_bit():
     torch.manual_seed(0)
     count = 2000
@@ -295,7 +302,9 @@ def test_no_optimizer_moves_a_frozen_hardness(make):
     def train():
         optimizer.zero_grad()
         module(x).square().sum().backward()
+        gradient = module.raw_hardness.grad.clone()  # a step may write to it: SGD's with Nesterov momentum on CUDA
         optimizer.step()
+        return gradient
 
     for _ in range(3):  # momentum
         train()
@@ -304,9 +313,7 @@ def test_no_optimizer_moves_a_frozen_hardness(make):
     expected = lambda_gelu.lambda_gelu(x, torch.tensor([2.0, 3.0, 4.0, 5.0]))
     raw = module.raw_hardness.detach().clone()
     for _ in range(5):
-        train()
-        assert module.raw_hardness.grad is not None
-        assert torch.equal(module.raw_hardness.grad, torch.zeros(4))
+        assert torch.equal(train(), torch.zeros(4))
         assert torch.equal(module(x), expected)
     assert not torch.equal(module.raw_hardness, raw)  # momentum or decay did move s: the test can fail
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from lambda_gelu import LambdaGELU, param_groups
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture
 def model():

@@ -13,6 +13,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lambda_gelu import HardnessScheduler, LambdaGELU
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def make_model(*hardness: float) -> nn.Sequential:
     return nn.Sequential(*[LambdaGELU(init_hardness=value, dtype=torch.float64) for value in hardness])

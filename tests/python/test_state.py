@@ -11,6 +11,8 @@ from torch import nn
 import lambda_gelu
 from lambda_gelu import HardnessScheduler, LambdaGELU
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 def assert_same_bits(actual, expected):
     assert actual.keys() == expected.keys()
@@ -170,8 +172,8 @@ def make_run(make_optimizer):
 def advance(run, first, last):
     network, optimizer, scheduler = run
     for step in range(first, last):
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(16, 6, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(step)
+        x = torch.randn(16, 6, generator=generator, device="cpu").to(network[0].weight.device)
         optimizer.zero_grad()
         (network(x) - x.sum(1, keepdim=True)).square().mean().backward()
         optimizer.step()

@@ -12,6 +12,8 @@ from torch import nn
 import lambda_gelu
 from lambda_gelu import LambdaGELU, convert_, relu_substituted, to_relu_
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 class SlightlyDifferentGELU(nn.GELU):
     """Computes something else: must be left alone."""
