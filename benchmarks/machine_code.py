@@ -122,14 +122,15 @@ def short_name(demangled: str) -> str:
     name = re.sub(r"\((?:bool|int|unsigned int|long)\)", "", name)  # the type of a template argument
     name = name.split("(")[0].removeprefix("void ")
     name = re.sub(r"(?:\w*::)+", "", name)
-    return re.sub(r"\b(Dense|Strided)Operand<\w+>", r"\1", name).replace(" >", ">")
+    name = re.sub(r"\bTwoInAWord<(\w+)Format>", r"\1", name)
+    return re.sub(r"\b(Dense|Strided)Operand<\w+ ?>", r"\1", name).replace(" >", ">")
 
 
 def find_cuobjdump() -> Path | None:
     """cuobjdump with nvdisasm beside it: of a CUDA toolkit, of this Python environment or of an installed Triton."""
     places = [Path(p) for p in os.environ.get("PATH", "").split(os.pathsep) if p]
     places += [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    places += [Path("/usr/local/cuda/bin"), Path(sys.prefix) / "bin"]
+    places += [Path("/usr/local/cuda/bin"), Path(sys.prefix) / "bin", Path(__file__).parents[1] / ".venv" / "bin"]
     places += [Path(p) / "triton" / "backends" / "nvidia" / "bin" for p in sys.path if p]
     for place in places:
         if all(shutil.which(tool, path=str(place)) for tool in ("cuobjdump", "nvdisasm")):
@@ -192,30 +193,51 @@ class _Flow:
 
     def __init__(self, instructions: list[Instruction]):
         position = {i.address: n for n, i in enumerate(instructions)}
-        joins: dict[str, set[int]] = {}  # barrier register -> where BSYNC continues
+        joins: dict[str, set[int]] = {}  # barrier register -> addresses where BSYNC may continue
         for i in instructions:
             if i.opcode in ("BRX", "BRXU", "JMX", "JMXU"):
                 raise ValueError(f"an indirect branch at {i.address:#x}: where it leads is not in the listing")
             if i.opcode == "BSSY":
-                joins.setdefault(i.operands.split(",")[0].strip(), set()).add(position[_target(i)])
+                joins.setdefault(i.operands.split(",")[0].strip(), set()).add(_target(i))
         follow: list[set[int]] = []
         for n, i in enumerate(instructions):
             following = {n + 1} if _falls_through(i) and n + 1 < len(instructions) else set()
             if i.opcode in ("BRA", "JMP"):
                 following.add(position[_target(i)])
             elif i.opcode == "BSYNC":
-                places = joins[i.operands.strip()]
-                following |= places if n + 1 not in places else set()
+                following = {position[target] for target in joins[i.operands.strip()]}
+                following |= {n + 1} if i.guarded else set()
             follow.append(following)
         leaders = {0} | {t for n, f in enumerate(follow) for t in f if f != {n + 1}}
         leaders |= {n + 1 for n, f in enumerate(follow) if f != {n + 1} and n + 1 < len(follow)}
-        starts = sorted(leaders)
+        starts = sorted(leaders | {position[target] for targets in joins.values() for target in targets})
         block_at = {start: block for block, start in enumerate(starts)}
         self.blocks = [instructions[a:b] for a, b in itertools.pairwise([*starts, len(instructions)])]
         self.successors = [{block_at[t] for t in follow[end - 1]} for end in [*starts[1:], len(instructions)]]
+        self._settle_joins({target: block_at[position[target]] for targets in joins.values() for target in targets})
         self.order = self._reverse_postorder()
         self.dominators = self._dominators()
         self.loops = self._natural_loops()
+
+    def _settle_joins(self, block_at: dict[int, int]) -> None:
+        """BSYNC continues where the last BSSY of its barrier register says: leaves it these successors."""
+        before: dict[int, set[tuple[str, int]]] = {0: set()}  # block -> BSSYs in force where it starts
+        todo = [0]
+        while todo:
+            block = todo.pop()
+            in_force = set(before[block])
+            for i in self.blocks[block]:
+                if i.opcode == "BSSY":
+                    register = i.operands.split(",")[0].strip()
+                    in_force = {b for b in in_force if b[0] != register} | {(register, _target(i))}
+            last = self.blocks[block][-1]
+            if last.opcode == "BSYNC" and not last.guarded:
+                register = last.operands.strip()
+                self.successors[block] = {block_at[target] for r, target in in_force if r == register}
+            for f in self.successors[block]:
+                if f not in before or not in_force <= before[f]:
+                    before[f] = before.get(f, set()) | in_force
+                    todo.append(f)
 
     def _reverse_postorder(self) -> list[int]:
         order: list[int] = []
@@ -291,7 +313,7 @@ class _Flow:
                 if following not in best or total > best[following][0]:
                     best[following] = (total, [*path, following])
         (wide, stored, _), path = max(best[block] for block in body & best.keys() if header in self.successors[block])
-        return (wide, stored), [i for block in sorted(path) for i in self.blocks[block]]
+        return (wide, stored), [i for block in path for i in self.blocks[block]]
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -328,17 +350,25 @@ class InnerLoop:
     def calls(self) -> int:
         return sum(i.opcode == "CALL" for i in self.instructions)
 
-    def loads_together(self) -> int:
-        """The most 16-byte loads of an iteration with no floating-point arithmetic between them: they are in flight
-        at the same time."""
-        most = run = 0
-        for instruction in self.instructions:
-            if instruction.opcode == "LDG" and instruction.bytes == 16:
-                run += 1
-                most = max(most, run)
-            elif re.fullmatch(r"MUFU|[FDH](FMA|MUL|ADD)2?", instruction.opcode):
-                run = 0
-        return most
+    def narrow_accesses(self) -> int:
+        """Loads and stores of global memory with less than 16 bytes."""
+        return sum(i.opcode in ("LDG", "STG") and i.bytes < 16 for i in self.instructions)
+
+    def loads_in_flight(self) -> int:
+        """The most 16-byte loads that have been issued and not yet been waited for, by one thread, where it waits for
+        the first of them: where a kernel that memory limits spends its time."""
+        length = len(self.instructions)
+        names = [set(re.findall(r"\bR\d+", i.operands)) for i in self.instructions]
+        spans = []  # of every load in three iterations: where it is issued, where it is first used
+        for issued, load in enumerate(self.instructions):
+            if load.opcode != "LDG" or load.bytes != 16:
+                continue
+            first = int(re.match(r"R(\d+)", load.operands)[1])
+            registers = {f"R{n}" for n in range(first, first + 4)}
+            ahead = range(issued + 1, issued + length)
+            used = next((n for n in ahead if registers & names[n % length]), issued + length)
+            spans += [(issued + shift, used + shift) for shift in (-length, 0, length)]
+        return max((sum(issued < wait <= used for issued, used in spans) for _, wait in spans), default=0)
 
 
 def inner_loop(instructions: list[Instruction]) -> InnerLoop | None:
@@ -405,7 +435,8 @@ def row(kernel: Kernel) -> dict:
         "per_element": round(len(loop.instructions) / elements, 2),
         "budget": budget(kernel.name) if kernel.architecture == BUDGET_ARCHITECTURE else None,
         "pipes": {name: round(count / elements, 2) for name, count in loop.pipes().items()},
-        "loads_together": loop.loads_together(),
+        "narrow_accesses": loop.narrow_accesses(),
+        "loads_in_flight": loop.loads_in_flight(),
         "calls": loop.calls(),
     }
 
@@ -417,7 +448,8 @@ def show(row: dict) -> str:
     if "per_element" in row:
         asked = f" of {row['budget']:g}" if row["budget"] else ""
         pipes = ", ".join(f"{name} {count:g}" for name, count in row["pipes"].items() if count)
-        text += f" {row['per_element']:7.2f}{asked} per element ({pipes}), {row['loads_together']} loads together"
+        text += f" {row['per_element']:7.2f}{asked} per element ({pipes})"
+        text += f", {row['loads_in_flight']} loads in flight, {row['narrow_accesses']} accesses below 16 bytes"
     return f"{text}  {row['kernel']}"
 
 
