@@ -160,12 +160,20 @@ Misrounded count_misrounded(DType dtype, double hardness, bool ties_to_even) {
   return counts;
 }
 
+// With the hardware's approximations off by as much as they may be, 16-bit results still are never off by more than one
+// unit; how many are is not said then.
+bool is_moved(const std::string& target) {
+  return target.starts_with("cuda_");
+}
+
 TEST_P(Accuracy, AllBFloat16) {
   const UseTarget target(GetParam());
   for (const double hardness : kHardness) {
-    const Misrounded counts = count_misrounded(DType::kBFloat16, hardness, GetParam() == "cuda");
-    EXPECT_LE(counts.y, 4) << "lambda " << hardness;
-    EXPECT_LE(counts.derivative, 4) << "lambda " << hardness;
+    const Misrounded counts = count_misrounded(DType::kBFloat16, hardness, GetParam().starts_with("cuda"));
+    if (!is_moved(GetParam())) {
+      EXPECT_LE(counts.y, 4) << "lambda " << hardness;
+      EXPECT_LE(counts.derivative, 4) << "lambda " << hardness;
+    }
     EXPECT_LE(counts.worst_in_ulp, 1.0) << "lambda " << hardness;
     RecordProperty("misrounded_y_lambda_" + std::to_string(hardness), counts.y);
     RecordProperty("misrounded_d_lambda_" + std::to_string(hardness), counts.derivative);
@@ -175,9 +183,11 @@ TEST_P(Accuracy, AllBFloat16) {
 TEST_P(Accuracy, AllFloat16) {
   const UseTarget target(GetParam());
   for (const double hardness : kHardness) {
-    const Misrounded counts = count_misrounded(DType::kFloat16, hardness, GetParam() == "cuda");
-    EXPECT_LE(counts.y, 24) << "lambda " << hardness;
-    EXPECT_LE(counts.derivative, 24) << "lambda " << hardness;
+    const Misrounded counts = count_misrounded(DType::kFloat16, hardness, GetParam().starts_with("cuda"));
+    if (!is_moved(GetParam())) {
+      EXPECT_LE(counts.y, 24) << "lambda " << hardness;
+      EXPECT_LE(counts.derivative, 24) << "lambda " << hardness;
+    }
     EXPECT_LE(counts.worst_in_ulp, 1.0) << "lambda " << hardness;
     RecordProperty("misrounded_y_lambda_" + std::to_string(hardness), counts.y);
     RecordProperty("misrounded_d_lambda_" + std::to_string(hardness), counts.derivative);
@@ -189,8 +199,10 @@ TEST_P(Accuracy, HardnessTerms) {
   const UseTarget target(GetParam());
   for (const DType dtype : kAllDTypes) {
     const double unit = dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24;
-    // The 16-bit formula does not correct the three roundings of w^2: z^2 / 2 of them in the exponential.
-    const double allowed = dtype == DType::kFloat64 ? 12 : dtype == DType::kFloat32 ? 8 : 3 * 18 + 8;
+    // The 16-bit formula does not correct the three roundings of w^2: z^2 / 2 of them in the exponential. The two ULP
+    // by which the hardware's exponential may be off are up to four units.
+    const double exponential = is_moved(GetParam()) ? 4 : 0;
+    const double allowed = dtype == DType::kFloat64 ? 12 : dtype == DType::kFloat32 ? 8 : 3 * 18 + 8 + exponential;
     for (const double hardness : kHardness) {
       Random random(5);
       for (int i = 0; i < 300; ++i) {
@@ -245,6 +257,12 @@ TEST_P(Accuracy, AnyHardness) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, Accuracy, ::testing::ValuesIn(all_targets()),
+                         [](const auto& info) { return info.param; });
+
+// What the PTX documentation allows of ex2.approx and rcp.approx, in all four corners.
+INSTANTIATE_TEST_SUITE_P(HardwareBounds, Accuracy,
+                         ::testing::Values("cuda_ex2_high_rcp_high", "cuda_ex2_high_rcp_low", "cuda_ex2_low_rcp_high",
+                                           "cuda_ex2_low_rcp_low"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "kernel_testing.h"
 
 #include <kernels/cuda/lambda_gelu.h>
+#include <kernels/cuda/portable.h>
 #include <quadmath.h>
 
 #include <cmath>
@@ -162,12 +163,18 @@ std::vector<std::string> all_targets() {
 }
 
 UseTarget::UseTarget(const std::string& name) {
-  use_cuda = name == "cuda";
+  use_cuda = name.starts_with("cuda");
   if (!use_cuda) set_target(name);
+  const auto units = [&](const std::string& instruction, int most) {
+    if (name.find(instruction + "_high") != std::string::npos) return most;
+    return name.find(instruction + "_low") != std::string::npos ? -most : 0;
+  };
+  cuda::perturbation() = {units("ex2", 2), units("rcp", 1)};
 }
 
 UseTarget::~UseTarget() {
   use_cuda = false;
+  cuda::perturbation() = {};
   set_target("");
 }
 

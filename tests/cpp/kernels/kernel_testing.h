@@ -16,7 +16,8 @@ const char* name_of(DType dtype);
 /// The instruction sets of this machine, and "cuda": the CUDA kernels, run by the CPU.
 std::vector<std::string> all_targets();
 
-/// Selects one of all_targets() until the end of the scope.
+/// Selects one of all_targets() until the end of the scope, or "cuda" with the hardware's approximations off by as much
+/// as the PTX documentation allows: "cuda_ex2_high_rcp_low" and so on.
 class UseTarget {
  public:
   explicit UseTarget(const std::string& name);
