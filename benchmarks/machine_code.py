@@ -5,9 +5,9 @@ costs per element, on which pipes, how many loads are in flight, registers, spil
 
 The file may be an object, a static or shared library or a cubin. Its inner loop is looked for in the control flow:
 
-- A natural loop with stores to global memory; where there are several, the one that stores most in 16-byte accesses,
-  then most at all, not counting the loops inside it; then the shortest.
-- What an iteration executes is the path through the loop that stores most, in the same order; among equals the longest.
+- A natural loop with stores to global memory; where there are several, the one that moves most in 16-byte accesses,
+  then stores most at all, not counting the loops inside it; then the shortest.
+- What an iteration executes is the path through the loop that comes first in the same order; among equals the longest.
   So an edge case beside the fast path is left out, and a slow path that joins it again is counted in full.
 - Elements per iteration are the bytes stored on that path, divided by the size of the kernel's storage.
 
@@ -98,6 +98,10 @@ def parse(text: str) -> list[Kernel]:
             )
             current.instructions.append(instruction)
         elif found := _ARCHITECTURE.match(line):
+            if not architecture:  # of a cubin, the resources come before it
+                kernels = {(found[1], symbol): kernel for (_, symbol), kernel in kernels.items()}
+                for kernel in kernels.values():
+                    kernel.architecture = found[1]
             architecture = found[1]
         elif found := _FUNCTION.match(line):
             symbol = found["code"] or found["resources"]
@@ -293,13 +297,14 @@ class _Flow:
         return following in self.dominators[block]
 
     def iteration(self, header: int) -> tuple[tuple[int, int], list[Instruction]]:
-        """What an iteration of a loop executes, and (bytes stored in 16-byte accesses, bytes stored) by it."""
+        """What an iteration of a loop executes, and (bytes moved in 16-byte accesses, bytes stored) by it."""
         body = self.loops[header]
         inside = {block for h, other in self.loops.items() if h != header and other < body for block in other}
 
         def weight(block: int) -> tuple[int, int, int]:
-            stores = [] if block in inside else [i.bytes for i in self.blocks[block] if i.opcode == "STG"]
-            return sum(s for s in stores if s == 16), sum(stores), len(self.blocks[block])
+            accesses = [] if block in inside else [i for i in self.blocks[block] if i.opcode in ("LDG", "STG")]
+            wide = sum(i.bytes for i in accesses if i.bytes == 16)
+            return wide, sum(i.bytes for i in accesses if i.opcode == "STG"), len(self.blocks[block])
 
         best = {header: (weight(header), [header])}
         for block in self.order:
