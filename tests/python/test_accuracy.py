@@ -3,15 +3,16 @@
 import functools
 import math
 
-import mpmath
 import pytest
 import torch
 from devices import devices_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import lambda_gelu
 from lambda_gelu import _C
+
+mpmath = pytest.importorskip("mpmath")
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 mpmath.mp.dps = 50
 

@@ -5,13 +5,14 @@ import io
 import math
 import pickle
 
-import mpmath
 import pytest
 import torch
 from torch import nn
 
 import lambda_gelu
 from lambda_gelu import LambdaGELU
+
+mpmath = pytest.importorskip("mpmath")
 
 pytestmark = pytest.mark.usefixtures("device")
 

@@ -4,13 +4,14 @@ import copy
 import json
 import pickle
 
-import mpmath
 import pytest
 import torch
 from torch import nn
 
 import lambda_gelu
 from lambda_gelu import LambdaGELU, convert_, relu_substituted, to_relu_
+
+mpmath = pytest.importorskip("mpmath")
 
 pytestmark = pytest.mark.usefixtures("device")
 
