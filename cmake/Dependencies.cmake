@@ -1,9 +1,13 @@
 # Every third-party dependency: an installed package first, a pinned download otherwise.
 #
-# Offline: FETCHCONTENT_SOURCE_DIR_<GOOGLETEST|FMT|HIGHWAY|BENCHMARK>=<unpacked source> replaces a download.
+# Without a network: LAMBDA_GELU_DEPENDENCIES=<folder> (option, or variable of the environment) with the sources in
+# googletest/, fmt/, highway/ and benchmark/ replaces the downloads. CONTRIBUTING.md says how to fill it.
+# FETCHCONTENT_SOURCE_DIR_<GOOGLETEST|FMT|HIGHWAY|BENCHMARK>=<unpacked source> does so for one.
 # LAMBDA_GELU_FORCE_FETCH=ON ignores installed packages (used for reproducible release wheels).
 include(FetchContent)
 option(LAMBDA_GELU_FORCE_FETCH "ignore installed GTest, fmt, Highway and Google Benchmark" OFF)
+set(LAMBDA_GELU_DEPENDENCIES "$ENV{LAMBDA_GELU_DEPENDENCIES}" CACHE PATH
+  "folder with the sources of googletest, fmt, highway and benchmark, used instead of downloads")
 
 # GIT_TAG is a commit: the content is pinned without an archive hash.
 FetchContent_Declare(googletest
@@ -18,6 +22,21 @@ FetchContent_Declare(highway
 FetchContent_Declare(benchmark
   GIT_REPOSITORY https://github.com/google/benchmark.git
   GIT_TAG 12235e24652fc7f809373e7c11a5f73c5763fc4c) # 1.9.0
+
+# The source of a dependency in LAMBDA_GELU_DEPENDENCIES: <name>, or <name>-src as FetchContent calls its downloads.
+function(_lg_given_source name out)
+  set(${out} "" PARENT_SCOPE)
+  if(LAMBDA_GELU_DEPENDENCIES)
+    foreach(folder "${LAMBDA_GELU_DEPENDENCIES}/${name}" "${LAMBDA_GELU_DEPENDENCIES}/${name}-src")
+      if(EXISTS "${folder}/CMakeLists.txt")
+        set(${out} "${folder}" PARENT_SCOPE)
+        return()
+      endif()
+    endforeach()
+    message(FATAL_ERROR
+      "${name} is needed and not installed, and LAMBDA_GELU_DEPENDENCIES has no ${LAMBDA_GELU_DEPENDENCIES}/${name}")
+  endif()
+endfunction()
 
 # Static, PIC, hidden and without install rules: a dependency never travels in our package.
 macro(lambda_gelu_fetch name)
@@ -34,6 +53,13 @@ macro(lambda_gelu_fetch name)
   # FetchContent_Declare needs CMake 3.28.
   FetchContent_GetProperties(${name})
   if(NOT ${name}_POPULATED)
+    string(TOUPPER "FETCHCONTENT_SOURCE_DIR_${name}" _lg_source_variable)
+    if(NOT ${_lg_source_variable})
+      _lg_given_source(${name} ${_lg_source_variable})
+    endif()
+    if(NOT ${_lg_source_variable} AND NOT FETCHCONTENT_FULLY_DISCONNECTED)
+      message(STATUS "LambdaGelu: downloading ${name} (without a network: LAMBDA_GELU_DEPENDENCIES=<folder>)")
+    endif()
     FetchContent_Populate(${name})
     if(NOT "${ARGN}" STREQUAL HEADERS_ONLY)
       add_subdirectory(${${name}_SOURCE_DIR} ${${name}_BINARY_DIR} EXCLUDE_FROM_ALL SYSTEM)
