@@ -63,14 +63,17 @@ def build_info() -> dict[str, object]:
 
     Returns:
         dict: ``version``; ``torch_version`` it was built against; ``compiler``; ``cuda_archs``, the CUDA architectures
-        with kernels (empty: other devices than the CPU run a composite of ATen operators); ``cpu_targets``, the
-        instruction sets this machine can run, best first; ``cpu_target``, the one in use.
+        with kernels (``"80"``: machine code for 8.x from 8.0 on; ``"120+PTX"``: machine code, and PTX that newer GPUs
+        compile; empty: this build has no CUDA kernels, and CUDA tensors take ATen operators); ``cuda_version`` of the
+        nvcc that compiled them, else None; ``cpu_targets``, the instruction sets this machine can run, best first;
+        ``cpu_target``, the one in use.
     """
     return {
         "version": _build_info.version,
         "torch_version": _build_info.torch_version,
         "compiler": _build_info.compiler,
         "cuda_archs": list(_build_info.cuda_archs),
+        "cuda_version": _build_info.cuda_version,
         "cpu_targets": _C.cpu_targets(),
         "cpu_target": _C.cpu_target(),
     }

@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +26,30 @@ def test_build_info_says_what_was_built_and_what_runs():
     info = lambda_gelu.build_info()
     assert info["version"] == lambda_gelu.__version__
     assert info["torch_version"].split(".")[:2] == torch.__version__.split(".")[:2]
-    assert isinstance(info["cuda_archs"], list) and all(isinstance(arch, str) for arch in info["cuda_archs"])
     assert info["cpu_target"] in info["cpu_targets"]
     assert info["cpu_targets"][-1] == "scalar"
     assert json.loads(json.dumps(info)) == info
+
+
+def test_build_info_says_for_which_gpus_there_are_kernels():
+    info = lambda_gelu.build_info()
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key("lambda_gelu::lambda_gelu", "CUDA")
+    if info["cuda_archs"]:
+        assert registered
+        assert re.fullmatch(r"\d+\.\d+", info["cuda_version"])
+        assert all(re.fullmatch(r"\d+[af]?(\+PTX|-virtual)?", arch) for arch in info["cuda_archs"])
+        assert len({re.match(r"\d+[af]?", arch)[0] for arch in info["cuda_archs"]}) == len(info["cuda_archs"])
+    else:
+        assert info["cuda_version"] is None
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
+def test_the_library_loads_where_there_is_no_cuda():
+    (library,) = (Path(_C.__file__).parent / "lib").glob("liblambda_gelu.so")
+    dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "libtorch_cpu.so" in needed and "libc10.so" in needed
+    assert not [name for name in needed if re.match(r"libcu|libnv|libc10_cuda|libtorch_cuda", name)]
 
 
 def test_the_cpu_target_can_be_forced_and_released():
