@@ -3,6 +3,8 @@
 #   PYTHON=python3.12            the interpreter to use
 #   TORCH_SPEC="torch==2.12.*"   the PyTorch to install where none is present
 #   TORCH_PIP_ARGS="..."         more arguments for that installation
+# Without a network it uses what the machine has: a Python with torch, and cmake, ninja and scikit-build-core in it or on
+# PATH; libraries from LAMBDA_GELU_DEPENDENCIES (cmake/Dependencies.cmake). It says what is missing and what that costs.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -38,12 +40,12 @@ fi
 # --- the environment: a PyTorch that is already present is used, not replaced
 has_torch() { "$1" -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; }
 if [ ! -x .venv/bin/python ]; then
-  if has_torch "$PYTHON"; then
-    "$PYTHON" -m venv --system-site-packages .venv
-  else
-    "$PYTHON" -m venv .venv
-  fi
+  site=""
+  if has_torch "$PYTHON"; then site=--system-site-packages; fi
+  # Without ensurepip (Debian's python3-venv), the pip of the system serves.
+  "$PYTHON" -m venv $site .venv 2>/dev/null || "$PYTHON" -m venv --clear --without-pip $site .venv
 fi
+.venv/bin/python -m pip --version >/dev/null 2>&1 || { say "no pip for $PYTHON: install python3-venv"; exit 1; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
 if ! has_torch .venv/bin/python; then
   say "installing PyTorch"
@@ -51,11 +53,53 @@ if ! has_torch .venv/bin/python; then
   # The CPU build first (0.2 GB instead of 5 GB): a local wheel, then PyTorch's own index, then whatever pip finds.
   pip install ${TORCH_PIP_ARGS:-} "$spec+cpu" 2>/dev/null ||
     pip install ${TORCH_PIP_ARGS:-} --index-url https://download.pytorch.org/whl/cpu "$spec" 2>/dev/null ||
-    pip install ${TORCH_PIP_ARGS:-} "$spec"
+    pip install ${TORCH_PIP_ARGS:-} "$spec" ||
+    { say "no PyTorch, and none could be installed: PYTHON=<a Python that has torch> $0"; exit 1; }
 fi
-tools="scikit-build-core>=0.11 ninja numpy pytest hypothesis mpmath scikit-learn matplotlib tqdm ruff clang-format==19.1.7"
+
+# --- Python tools: only what is missing is installed, so that a machine without a network may have them already
+missing_of() {
+  .venv/bin/python - "$@" <<'END'
+import importlib.metadata
+import sys
+
+from pip._vendor.packaging.requirements import Requirement
+
+for text in sys.argv[1:]:
+    requirement = Requirement(text)
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    if not version or not requirement.specifier.contains(version, prereleases=True):
+        print(text)
+END
+}
+tools="scikit-build-core>=0.11 numpy pytest hypothesis mpmath scikit-learn matplotlib tqdm ruff clang-format==19.1.7"
+command -v ninja >/dev/null || tools="$tools ninja"
 cmake --version 2>/dev/null | awk 'NR == 1 { split($3, v, "."); exit !(v[1] > 3 || (v[1] == 3 && v[2] >= 25)) }' ||
   tools="$tools cmake"
-say "installing Python tools"
-pip install $tools
+missing=$(missing_of $tools)
+if [ -n "$missing" ]; then
+  say "installing Python tools:" $missing
+  if ! pip install $missing 2>/dev/null; then
+    for tool in $missing; do pip install --retries 0 "$tool" 2>/dev/null || true; done
+  fi
+fi
+for tool in $(missing_of $tools); do
+  case $tool in
+    scikit-build-core* | cmake) say "$tool is missing and could not be installed: nothing can be built"; exit 1 ;;
+    ninja) cost="make builds instead" ;;
+    pytest) cost="no Python tests" ;;
+    numpy | hypothesis | mpmath) cost="the tests that import it are skipped" ;;
+    scikit-learn | matplotlib | tqdm) cost="no make demo; its tests are skipped" ;;
+    *) cost="no make lint" ;;
+  esac
+  say "$tool is missing and could not be installed: $cost"
+done
+
+# --- counting the machine instructions of the CUDA kernels needs two tools that not every nvcc comes with
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  .venv/bin/python scripts/fetch_cuobjdump.py || say "no cuobjdump: the machine code of the CUDA kernels is not counted"
+fi
 touch .venv/.ready
