@@ -7,14 +7,15 @@ export PATH := $(CURDIR)/$(VENV):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake include src python/bindings tests/cpp examples/cpp benchmarks/cpp -type f)
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cc')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cc' '*.cu')
 
-.PHONY: help build demo test test-cpp test-python lint format bench clean
+.PHONY: help build demo test test-cpp test-python lint format bench check-cuda-wheel clean
 help:
 	@echo "make demo     train, harden and swap on real data, in Python and C++ (two minutes)"
 	@echo "make test     all tests, C++ and Python"
 	@echo "make build    the package in .venv, nothing else"
 	@echo "make bench    benchmarks; JSON into benchmarks/results, tables into docs/benchmarks.md"
+	@echo "make check-cuda-wheel   the wheel beside a CUDA build of PyTorch (5 GB; needs nvcc, no GPU)"
 	@echo "make lint     formatting and static checks;  make format  applies them"
 
 .venv/.ready: scripts/bootstrap.sh
@@ -54,7 +55,11 @@ bench: build
 	$(VENV)/python benchmarks/bench_kernels.py $(BUILD)/benchmarks/cpp/bench_kernels
 	$(VENV)/python benchmarks/bench_op.py --aten $(BUILD)/benchmarks/cpp/bench_aten
 	$(VENV)/python benchmarks/accuracy.py $(BUILD)/tests/cpp/kernels/kernels_tests
+	$(VENV)/python benchmarks/machine_code.py --json $(BUILD)/src/liblambda_gelu.so
 	$(VENV)/python benchmarks/report.py
+
+check-cuda-wheel: .venv/.ready
+	./scripts/check_cuda_wheel.sh
 
 clean:
 	rm -rf build .venv demo_output
