@@ -26,6 +26,9 @@ struct Status {
   explicit operator bool() const { return code == 0; }
 };
 
+/// Of an operand, after those that are one longer run together have been merged.
+inline constexpr int kMaxDimensions = 16;
+
 /// y = x Phi(lambda x) on `stream` (a cudaStream_t of the current device). `input` may be `y`.
 /// Throws std::invalid_argument where an operand does not fit `geometry`.
 Status forward(DType dtype, const Geometry& geometry, const Operand& input, void* y, const Hardness& hardness,

@@ -1,6 +1,7 @@
 // Operands of the kernels by the flat index of the output: dense and aligned, or any strides on any address.
 #pragma once
 
+#include <kernels/cuda/lambda_gelu.h>
 #include <kernels/cuda/portable.h>
 #include <kernels/cuda/storage.h>
 #include <kernels/geometry.h>
@@ -39,8 +40,6 @@ struct DenseOperand {
     return count == Storage::kVector ? vector(at) : load_elements<Storage>(data + at, 1, count);
   }
 };
-
-inline constexpr int kMaxDimensions = 16;
 
 /// Element (c_0, ..., c_{ndim-1}), in row-major order of the output's memory, lies at data + sum c_i stride_i.
 /// Dimensions that are one longer run together are merged, so a dense operand has at most one.

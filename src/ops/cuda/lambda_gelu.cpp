@@ -44,6 +44,13 @@ kernels::cuda::Hardness kernel_hardness(const at::Tensor& hardness, std::optiona
           .temperature = temperature.value_or(0)};
 }
 
+// The tensor, or a copy of one whose strides are more than the kernels take: no other operand is ever copied.
+at::Tensor readable(const at::Tensor& tensor, const at::Tensor& output, const Dims& order) {
+  constexpr auto most = kernels::cuda::kMaxDimensions;
+  if (tensor.dim() <= most || StridedOperand(tensor, output, order).operand().ndim <= most) return tensor;
+  return at::empty_like(output).copy_(tensor);
+}
+
 void check(const kernels::cuda::Status& status) {
   TORCH_CHECK(status, status.message);
 }
@@ -56,7 +63,8 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t 
   if (output.numel() == 0) return output;
 
   const auto order = memory_order(output);
-  const StridedOperand x(input, output, order);
+  const auto read_input = readable(input, output, order);
+  const StridedOperand x(read_input, output, order);
   check(kernels::cuda::forward(kernel_dtype(input.scalar_type()), make_geometry(output, order, hardness, channel_dim),
                                x.operand(), output.mutable_data_ptr(), kernel_hardness(hardness, temperature),
                                current_stream(input.device())));
@@ -71,14 +79,16 @@ at::Tensor backward_into(const at::Tensor& grad_input, const at::Tensor& grad_ou
   const auto dtype = kernel_dtype(input.scalar_type());
   const auto order = memory_order(grad_input);
   const auto geometry = make_geometry(grad_input, order, hardness, channel_dim);
+  const auto read_input = readable(input, grad_input, order);
+  const auto read_grad_output = readable(grad_output, grad_input, order);
   // All memory before anything is written. The workspace is given back when the host is done with it, since the
   // allocator hands it out again only to what runs later on the same stream.
   auto grad_hardness = uninitialized_like(hardness);
   const auto workspace = allocator()->allocate(kernels::cuda::backward_workspace(dtype, geometry));
   // Before the operands are read: it detaches a lazily copied grad_output from its source.
   auto* const dx = grad_input.mutable_data_ptr();
-  const StridedOperand g(grad_output, grad_input, order);
-  const StridedOperand x(input, grad_input, order);
+  const StridedOperand g(read_grad_output, grad_input, order);
+  const StridedOperand x(read_input, grad_input, order);
   check(kernels::cuda::backward(dtype, geometry, g.operand(), x.operand(), dx, kernel_hardness(hardness, temperature),
                                 grad_hardness.mutable_data_ptr(), workspace.get(), current_stream(input.device())));
   return grad_hardness;
