@@ -18,10 +18,13 @@ namespace lambda_gelu {
 /// temperature: if given, `hardness` holds s and lambda = 1 + softplus(s / temperature) is formed inside the kernel;
 /// finite and positive.
 /// Returns input's dtype, shape and (for dense inputs) strides. Differentiable twice, in forward mode too.
+///
+/// On CUDA: on the current stream of input's device, without waiting for it; may be captured into a graph.
 LAMBDA_GELU_API at::Tensor lambda_gelu(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim = 1,
                                        std::optional<double> temperature = std::nullopt);
 
-/// The same with one lambda for the whole input; throws c10::ValueError unless it is finite and positive.
+/// The same with one lambda for the whole input; throws c10::ValueError unless it is finite and positive. Fills a tensor
+/// with it: on CUDA one more launch, which a tensor that is kept saves.
 LAMBDA_GELU_API at::Tensor lambda_gelu(const at::Tensor& input, double hardness);
 
 /// lambda_gelu(input, raw_hardness, channel_dim, temperature): the reparameterization fused into the kernels.
@@ -30,7 +33,7 @@ LAMBDA_GELU_API at::Tensor softplus_lambda_gelu(const at::Tensor& input, const a
 
 /// (d input, d hardness) of lambda_gelu, through the dispatcher as torch.ops.lambda_gelu.lambda_gelu_backward. d
 /// hardness is with respect to s where a temperature is given; in hardness's dtype; the same bits for any number of
-/// threads.
+/// threads, and on CUDA in every run.
 LAMBDA_GELU_API std::tuple<at::Tensor, at::Tensor> lambda_gelu_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim = 1,
     std::optional<double> temperature = std::nullopt);

@@ -10,6 +10,10 @@ namespace lambda_gelu {
 /// gradient is the last reference to its memory and first order is all that is asked for, so that nobody can see it
 /// change; it saves a buffer of the activation's size. On by default, for all threads; off for measurements and
 /// debugging. Python: lambda_gelu.set_gradient_reuse.
+///
+/// On CUDA a reference says nothing of what other streams still read: a hook that reads a gradient on a stream of its
+/// own and keeps no reference must let the stream of backward wait for that. torch asks the same, since its engine adds
+/// gradients up in place where it holds the last reference.
 LAMBDA_GELU_API void set_gradient_reuse(bool enabled);
 LAMBDA_GELU_API bool gradient_reuse_enabled();
 
