@@ -9,7 +9,8 @@ The file may be an object, a static or shared library or a cubin. Its inner loop
   then stores most at all, not counting the loops inside it; then the shortest.
 - What an iteration executes is the path through the loop that comes first in the same order; among equals the longest.
   So an edge case beside the fast path is left out, and a slow path that joins it again is counted in full.
-- Elements per iteration are the bytes stored on that path, divided by the size of the kernel's storage.
+- Elements per iteration are the bytes stored on that path, divided by the size of the kernel's storage. Stores of
+  another width than most of them are taken for the other side of a predicate.
 
 It does not see how often a loop inside the path runs (counted once) nor what a called function executes (`calls`).
 A loop that was split in two counts as the part that stores. How fast any of this runs, only a GPU can tell.
@@ -317,8 +318,11 @@ class _Flow:
                 total = tuple(a + b for a, b in zip(so_far, weight(following), strict=True))
                 if following not in best or total > best[following][0]:
                     best[following] = (total, [*path, following])
-        (wide, stored, _), path = max(best[block] for block in body & best.keys() if header in self.successors[block])
-        return (wide, stored), [i for block in path for i in self.blocks[block]]
+        (wide, _, _), path = max(best[block] for block in body & best.keys() if header in self.successors[block])
+        stored = dict.fromkeys((1, 2, 4, 8, 16), 0)
+        for i in (i for block in path if block not in inside for i in self.blocks[block] if i.opcode == "STG"):
+            stored[i.bytes] += i.bytes
+        return (wide, max(stored.values())), [i for block in path for i in self.blocks[block]]
 
 
 # --- counting --------------------------------------------------------------------------------------------------------

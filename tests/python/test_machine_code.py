@@ -112,6 +112,12 @@ Resource usage:
 """
 
 
+def loop_of(*instructions):
+    lines = [f"        /*{16 * n:04x}*/   {text} ;" for n, text in enumerate(instructions)]
+    (kernel,) = machine_code.parse("\n".join(["arch = sm_80", "Function : listed", *lines]))
+    return machine_code.inner_loop(kernel.instructions)
+
+
 @pytest.fixture
 def listed():
     (kernel,) = machine_code.parse(LISTING)
@@ -139,12 +145,31 @@ def test_counts_the_loop_with_the_wide_stores_and_its_distant_blocks(listed):
 def test_an_exclusive_edge_case_in_the_loop_is_not_counted():
     # Either one 16-byte store or, behind it in the listing, four of 4 bytes.
     body = ["@P0 BRA 0x40", "STG.E.128 [R2], R4", "BRA 0x80"]
-    body = ["LDG.E.128 R4, [R2]", *body, *["STG.E [R2], R4"] * 4, "@P1 BRA 0x0", "EXIT"]
-    lines = [f"        /*{16 * n:04x}*/   {text} ;" for n, text in enumerate(body)]
-    (kernel,) = machine_code.parse("\n".join(["arch = sm_80", "Function : edge", *lines]))
-    loop = machine_code.inner_loop(kernel.instructions)
+    loop = loop_of("LDG.E.128 R4, [R2]", *body, *["STG.E [R2], R4"] * 4, "@P1 BRA 0x0", "EXIT")
     assert loop.bytes_stored == 16
     assert [i.opcode for i in loop.instructions] == ["LDG", "BRA", "STG", "BRA", "BRA"]
+
+
+def test_an_edge_case_behind_the_same_predicate_stores_no_more_elements():
+    loop = loop_of("@P0 STG.E.128 [R2], R4", *["@!P0 STG.E [R2], R4"] * 4, "@P1 BRA 0x0", "EXIT")
+    assert (loop.bytes_stored, len(loop.instructions)) == (16, 6)
+
+
+def test_a_join_leads_where_its_own_branch_point_says():
+    # Two ways with a barrier register each, the same one; only the second leads by 0x80, and so stores more.
+    first = ["@P0 BRA 0x50", "BSSY B0, 0x90", "FADD R0, R0, R0", "STG.E.128 [R2], R4", "BSYNC B0"]
+    second = ["BSSY B0, 0x80", "STG.E.128 [R2], R4", "BSYNC B0", "STG.E.128 [R2], R4"]
+    loop = loop_of(*first, *second, "@P1 BRA 0x0", "EXIT")
+    assert loop.bytes_stored == 32
+    assert [i.opcode for i in loop.instructions] == ["BRA", "BSSY", "STG", "BSYNC", "STG", "BRA"]
+
+
+def test_loads_are_in_flight_until_their_first_use():
+    # In the order of execution, the load at the end is used at the beginning.
+    early = loop_of("FADD R0, R4, R8", "STG.E.128 [R2], R0", "LDG.E.128 R4, [R2]", "LDG.E.128 R8, [R2]", "@P1 BRA 0x0")
+    assert early.loads_in_flight() == 2
+    late = loop_of("LDG.E.128 R4, [R2]", "FADD R0, R7, R0", "LDG.E.128 R8, [R2]", "STG.E.128 [R2], R8", "@P1 BRA 0x0")
+    assert late.loads_in_flight() == 1
 
 
 @pytest.mark.parametrize(
