@@ -82,20 +82,22 @@ cmake --version 2>/dev/null | awk 'NR == 1 { split($3, v, "."); exit !(v[1] > 3 
 missing=$(missing_of $tools)
 if [ -n "$missing" ]; then
   say "installing Python tools:" $missing
-  if ! pip install $missing 2>/dev/null; then
-    for tool in $missing; do pip install --retries 0 "$tool" 2>/dev/null || true; done
+  if pip install $missing 2>build-pip.log; then
+    rm -f build-pip.log
+  else
+    for tool in $missing; do pip install --retries 0 "$tool" 2>>build-pip.log || true; done
   fi
 fi
 for tool in $(missing_of $tools); do
   case $tool in
-    scikit-build-core* | cmake) say "$tool is missing and could not be installed: nothing can be built"; exit 1 ;;
+    scikit-build-core* | cmake) say "$tool is missing and could not be installed (see build-pip.log): nothing can be built"; exit 1 ;;
     ninja) cost="make builds instead" ;;
     pytest) cost="no Python tests" ;;
     numpy | hypothesis | mpmath) cost="the tests that import it are skipped" ;;
     scikit-learn | matplotlib | tqdm) cost="no make demo; its tests are skipped" ;;
     *) cost="no make lint" ;;
   esac
-  say "$tool is missing and could not be installed: $cost"
+  say "$tool is missing and could not be installed (see build-pip.log): $cost"
 done
 
 # --- counting the machine instructions of the CUDA kernels needs two tools that not every nvcc comes with
