@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity as Activity
 
 import lambda_gelu
 from lambda_gelu import LambdaGELU, softplus_lambda_gelu
@@ -464,7 +465,7 @@ def streams_of(kernels, function):
     """
     function()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[Activity.CPU, Activity.CUDA]) as profile:
         function()
         torch.cuda.synchronize()
     return {
