@@ -270,9 +270,12 @@ LAMBDA_GELU_HD Gate<T> make_gate(const GateRecipe& recipe, double lambda) {
 
 /// Backward kernels add up g 2^-(w^2) w |x|; divided by the scale of w it is g x^2 phi(z). Not w^2, which would leave
 /// the range of float for lambda far from 1.
+LAMBDA_GELU_HD double unscaled_sum_to_gradient(double sum, double scale) {
+  return divide(sum * kInvSqrt2Pi, scale);
+}
 template <class T>
 LAMBDA_GELU_HD double unscaled_sum_to_gradient(double sum, const Gate<T>& gate) {
-  return divide(sum * kInvSqrt2Pi, static_cast<double>(gate.scale_hi));
+  return unscaled_sum_to_gradient(sum, static_cast<double>(gate.scale_hi));
 }
 
 }  // namespace lambda_gelu::kernels

@@ -51,10 +51,16 @@ PartialSums partial_sums(const Plan& plan, const Geometry& geometry) {
   }
 }
 
+// Blocks that are enough for the second stage; beyond them neighbouring channels share one, whose reads then meet.
+constexpr std::int64_t kManySecondStageBlocks = 128;
+constexpr int kMostChannelShift = 5;
+
 template <class T>
 void launch_second_stage(const PartialSums& layout, const double* partials, const HardnessSource& hardness,
                          void* gradients, void* stream) {
-  const int channel_shift = layout.channels < 32 ? 0 : 5;
+  int channel_shift = 0;
+  while (channel_shift < kMostChannelShift && layout.channels >> channel_shift > kManySecondStageBlocks)
+    ++channel_shift;
   const std::int64_t blocks = (layout.channels + (1 << channel_shift) - 1) >> channel_shift;
   const auto second_stage_kernel = second_stage<T>;
   LAMBDA_GELU_LAUNCH(second_stage_kernel, blocks, kSecondStageThreads, stream, partials, layout, channel_shift,

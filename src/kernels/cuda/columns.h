@@ -147,6 +147,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       if (--rows == 0) break;
       g = grad_output.vector(at);
       x = input.vector(at);
+      wait_for_all(static_cast<std::uint32_t>(tiling.rows_per_lane) >> 16, g, x);
     }
   }
   if (thread.rest > 0) {

@@ -11,6 +11,12 @@
 
 namespace lambda_gelu::kernels::cuda {
 
+/// What makes a sum the gradient of a channel. Formed before the sum is there: it takes longer than adding.
+struct GradientScale {
+  double unit = 1;   ///< of the terms: the scale of w
+  double chain = 1;  ///< d lambda / d s, or 1
+};
+
 /// What a kernel needs of Hardness (lambda_gelu.h).
 struct HardnessSource {
   const void* data;
@@ -45,12 +51,18 @@ struct HardnessSource {
     return make_gate<T>(gate_recipe<T>(Storage::Formula::kFormula), lambda(channel));
   }
 
-  /// Writes element `channel` of the gradient, from what the kernels summed. Computed in T.
+  /// Computed in T.
   template <class T>
-  LAMBDA_GELU_HD void store_gradient(void* gradients, std::int64_t channel, double sum) const {
+  LAMBDA_GELU_HD GradientScale gradient_scale(std::int64_t channel) const {
     const auto recipe = gate_recipe<T>(sizeof(T) == 8 ? Formula::kDouble : Formula::kPolynomial);
-    double gradient = unscaled_sum_to_gradient(sum, make_gate<T>(recipe, lambda(channel)));
-    if (temperature != 0) gradient = divide(gradient * sigmoid(divide(stored(channel), temperature)), temperature);
+    const double unit = static_cast<double>(make_gate<T>(recipe, lambda(channel)).scale_hi);
+    return {unit, temperature == 0 ? 1.0 : divide(sigmoid(divide(stored(channel), temperature)), temperature)};
+  }
+
+  /// Writes element `channel` of the gradient, from what the kernels summed.
+  LAMBDA_GELU_HD void store_gradient(void* gradients, std::int64_t channel, double sum,
+                                     const GradientScale& scale) const {
+    const double gradient = unscaled_sum_to_gradient(sum, scale.unit) * scale.chain;
     const auto rounded = static_cast<float>(gradient);
     switch (dtype) {
       case DType::kFloat32:

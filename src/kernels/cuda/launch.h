@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 namespace lambda_gelu::kernels::cuda {
@@ -31,7 +32,10 @@ void with_storage(DType dtype, const Use& use) {
 }
 
 inline HardnessSource hardness_source(const Hardness& hardness) {
-  return {hardness.data, hardness.stride, hardness.temperature, hardness.dtype};
+  // The GPU's approximate reciprocal takes subnormal numbers for 0.
+  const double temperature =
+      hardness.temperature > 0 ? std::max(hardness.temperature, std::numeric_limits<double>::min()) : 0;
+  return {hardness.data, hardness.stride, temperature, hardness.dtype};
 }
 
 inline PlaneTiling plane_tiling(const PlanePlan& plan) {
@@ -67,6 +71,11 @@ inline Status launch_status() {
     status.message = "this build has CUDA kernels for the architectures " + architectures() +
                      ", but the current GPU has compute capability " + std::to_string(major) + "." +
                      std::to_string(minor);
+  }
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorUnsupportedPtxVersion) {
+    status.message += "; the CUDA kernels of this build need a driver for CUDA " +
+                      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) +
+                      " or later";
   }
   return status;
 }

@@ -12,7 +12,7 @@ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 // Enough blocks for the largest GPU several times over; beyond that a tile grows, so that starting a block and its
 // constants cost less and the second stage has less to add.
-constexpr std::int64_t kManyTiles = 4096;
+constexpr std::int64_t kManyTiles = 8192;
 constexpr int kMostSpanIterations = 32;
 constexpr std::int64_t kManyColumnBlocks = 2048;
 

@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(kBlockThreads)
         at += kStep;
         g = grad_output.vector(tile.base + at);
         x = input.vector(tile.base + at);
+        wait_for_all(static_cast<std::uint32_t>(tiling.iterations) >> 16, g, x);
       }
     }
   } else {

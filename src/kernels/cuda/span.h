@@ -1,6 +1,6 @@
 // One lambda for the whole tensor. A block works on one tile; in iteration i, thread t takes vectors
-// (2 i + j) 256 + t, j = 0, 1. The vectors of the next iteration are under way while no arithmetic depends on them: the
-// loop ends with their loads, before which the compiler cannot put off the loads of a loop-carried value.
+// (2 i + j) 256 + t, j = 0, 1. The loads of an iteration are all under way before its arithmetic begins, and those of
+// the first before the constants of lambda are formed.
 #pragma once
 
 #include <kernels/cuda/hardness.h>
@@ -30,6 +30,7 @@ __device__ __forceinline__ void span_forward_whole(const DenseOperand<Storage>& 
   Words x[kIterationVectors];
   load_iteration<Storage>(x, input, at);
   const auto gate = block_gate<Storage>(hardness);
+  const std::uint32_t nothing = static_cast<std::uint32_t>(iterations) >> 16;  // kMostSpanIterations is far below
 #pragma unroll 1
   while (true) {
 #pragma unroll
@@ -39,6 +40,7 @@ __device__ __forceinline__ void span_forward_whole(const DenseOperand<Storage>& 
     if (--iterations == 0) break;
     at += kIterationVectors * kSpanStep<Storage>;
     load_iteration<Storage>(x, input, at);
+    wait_for_all(nothing, x[0], x[1]);
   }
 }
 
@@ -76,6 +78,7 @@ __device__ __forceinline__ double span_backward_whole(const DenseOperand<Storage
   load_iteration<Storage>(g, grad_output, at);
   load_iteration<Storage>(x, input, at);
   const auto gate = block_gate<Storage>(hardness);
+  const std::uint32_t nothing = static_cast<std::uint32_t>(iterations) >> 16;
   double sum = 0;
 #pragma unroll 1
   while (true) {
@@ -92,6 +95,7 @@ __device__ __forceinline__ double span_backward_whole(const DenseOperand<Storage
     at += kIterationVectors * kSpanStep<Storage>;
     load_iteration<Storage>(g, grad_output, at);
     load_iteration<Storage>(x, input, at);
+    wait_for_all(nothing, g[0], g[1], x[0], x[1]);
   }
   return sum;
 }
@@ -135,13 +139,13 @@ __global__ void __launch_bounds__(kBlockThreads)
   } else {
     sum = span_backward_any<Storage>(grad_output, input, dx, at, size, iterations, hardness);
   }
+  const bool last = gridDim.x == 1 && threadIdx.x == 0;
+  const auto scale = last ? hardness.gradient_scale<typename Storage::Compute>(0) : GradientScale{};
   sum = block_sum(sum);
-  if (threadIdx.x == 0) {
-    if (gridDim.x == 1) {
-      hardness.store_gradient<typename Storage::Compute>(gradients, 0, sum);
-    } else {
-      partials[blockIdx.x] = sum;
-    }
+  if (last) {
+    hardness.store_gradient(gradients, 0, sum, scale);
+  } else if (threadIdx.x == 0) {
+    partials[blockIdx.x] = sum;
   }
 }
 

@@ -128,7 +128,10 @@ LAMBDA_GELU_HD Words load_vector(const void* from) {
 }
 LAMBDA_GELU_HD void store_vector(void* to, const Words& value) {
 #if defined(__CUDA_ARCH__)
-  *static_cast<uint4*>(to) = make_uint4(value.word[0], value.word[1], value.word[2], value.word[3]);
+  // Not an assignment, which in some loops becomes four stores of 4 bytes.
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(value.word[0]),
+               "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
+               : "memory");
 #else
   *static_cast<Words*>(to) = value;
 #endif

@@ -72,15 +72,28 @@ __global__ void __launch_bounds__(kSecondStageThreads)
   const std::int64_t channel =
       (static_cast<std::int64_t>(blockIdx.x) << channel_shift) + (thread & ((1 << channel_shift) - 1));
 
+  GradientScale scale;
+  if (lane == 0 && channel < layout.channels) scale = hardness.gradient_scale<T>(channel);
+
+  // Partial sums lane, lane + lanes, ... of the channel, number n being the one at `i` in run `o` = n / most.
   double sum = 0;
   if (channel < layout.channels) {
-    const std::int64_t all = layout.rows * layout.most.divisor;
-    for (std::int64_t at = lane; at < all; at += lanes) {
-      const std::int64_t o = layout.most.quotient(at);
-      const std::int64_t i = at - o * layout.most.divisor;
+    const std::int64_t most = layout.most.divisor;
+    const std::int64_t step_runs = layout.most.quotient(lanes);
+    const std::int64_t step = lanes - step_runs * most;
+    std::int64_t o = layout.most.quotient(lane);
+    std::int64_t i = lane - o * most;
+#pragma unroll 4
+    while (o < layout.rows) {
       std::int64_t count;
       const std::int64_t start = layout.run(o, channel, count);
       if (i < count) sum = add(sum, partials[start + i]);
+      o += step_runs;
+      i += step;
+      if (i >= most) {
+        i -= most;
+        ++o;
+      }
     }
   }
   __shared__ double sums[kSecondStageThreads];
@@ -89,7 +102,7 @@ __global__ void __launch_bounds__(kSecondStageThreads)
     __syncthreads();
     if (lane < half) sums[thread] = add(sums[thread], sums[thread + (half << channel_shift)]);
   }
-  if (lane == 0 && channel < layout.channels) hardness.store_gradient<T>(gradients, channel, sums[thread]);
+  if (lane == 0 && channel < layout.channels) hardness.store_gradient(gradients, channel, sums[thread], scale);
 }
 
 }  // namespace lambda_gelu::kernels::cuda

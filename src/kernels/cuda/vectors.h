@@ -14,6 +14,14 @@ LAMBDA_GELU_HD Words load(const Operand& operand, std::int64_t at, std::int64_t 
   return operand.part(at, left < Storage::kVector ? static_cast<int>(left) : Storage::kVector);
 }
 
+/// Arithmetic on any of these vectors waits for the loads of all: otherwise ptxas puts off a load until the arithmetic
+/// on another is done. `nothing` is 0, which the compiler must not know.
+template <class... Vectors>
+LAMBDA_GELU_HD void wait_for_all(std::uint32_t nothing, Vectors&... vectors) {
+  const std::uint32_t zero = (vectors.word[3] | ...) & nothing;
+  ((vectors.word[0] |= zero, vectors.word[2] |= zero), ...);  // with word 0 alone, arithmetic on word 2 starts early
+}
+
 /// kAligned: `output` lies on 16 bytes.
 template <class Storage, bool kAligned>
 LAMBDA_GELU_HD void store(typename Storage::Element* output, std::int64_t at, std::int64_t left, const Words& value) {
