@@ -61,9 +61,9 @@ struct PartialSums {
 
 /// Every thread adds partial sums of one channel in their order, then the threads of a channel are added by a tree. A
 /// block has 2^channel_shift channels: the partial sums of neighbouring channels are neighbours in memory. T is the
-/// type that was computed in.
+/// type that was computed in. One block of a multiprocessor is enough: for two, registers are spilled.
 template <class T>
-__global__ void __launch_bounds__(kSecondStageThreads)
+__global__ void __launch_bounds__(kSecondStageThreads, 1)
     second_stage(const double* partials, const PartialSums layout, int channel_shift, const HardnessSource hardness,
                  void* gradients) {
   const int thread = static_cast<int>(threadIdx.x);
