@@ -44,6 +44,11 @@ if [ ! -x .venv/bin/python ]; then
   if has_torch "$PYTHON"; then site=--system-site-packages; fi
   # Without ensurepip (Debian's python3-venv), the pip of the system serves.
   "$PYTHON" -m venv $site .venv 2>/dev/null || "$PYTHON" -m venv --clear --without-pip $site .venv
+  # A venv made by the Python of a venv sees the packages of the interpreter below both, not those in between.
+  if [ -n "$site" ] && ! has_torch .venv/bin/python; then
+    "$PYTHON" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+      >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages_of_python.pth"
+  fi
 fi
 .venv/bin/python -m pip --version >/dev/null 2>&1 || { say "no pip for $PYTHON: install python3-venv"; exit 1; }
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
