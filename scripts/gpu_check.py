@@ -243,8 +243,9 @@ FIND_XDIST = "import importlib.util as u; print(u.find_spec('xdist') is not None
 
 
 def tool_of_environment(name: str) -> str:
-    inside = PYTHON.parent / name
-    return str(inside) if inside.exists() else name
+    """A program of .venv, or of the environment of the Python that runs this, or of PATH."""
+    folders = (PYTHON.parent, Path(sys.executable).parent)
+    return next((str(folder / name) for folder in folders if (folder / name).exists()), name)
 
 
 def run_anyway(*command: object) -> str:
@@ -281,7 +282,8 @@ def main() -> int:
     check = Check(rehearse=options.rehearse, jobs=options.jobs)
     rows = []
     for step in options.steps or STEPS:
-        print(f"{step:15} ...", end="", flush=True)
+        if sys.stdout.isatty():
+            print(f"{step:15} ...", end="\r", flush=True)
         start = time.monotonic()
         row: dict = {"step": step}
         try:
@@ -292,7 +294,7 @@ def main() -> int:
             row |= {"status": "failed", "why": str(reason)}
         row["seconds"] = round(time.monotonic() - start, 1)
         rows.append(row)
-        print(f"\r{step:15} {row['status']:8} {row['seconds']:6.1f} s  {row.get('why', '')}", flush=True)
+        print(f"{step:15} {row['status']:8} {row['seconds']:6.1f} s  {row.get('why', '')}", flush=True)
         if step == "build" and row["status"] == "failed":
             break
 
