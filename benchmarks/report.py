@@ -119,8 +119,59 @@ def speedups(rows: list[dict]) -> str:
     return table([*header, "asked", "reached"], lines)
 
 
+def binary_size(count: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count} B"
+
+
+def on_gpu(rows: list[dict]) -> str:
+    lines = []
+    for r in rows:
+        if "speedup" not in r:
+            continue
+        low, high = r["quartiles"]
+        lines.append(
+            [r["case"], r.get("layout", ""), r["dtype"], binary_size(r["bytes"]), r["against"], f"{r['ours_us']:.1f}"]
+            + [f"{r['GB_per_s']:.0f}", f"{r['speedup']:.3f} ({low:.3f} to {high:.3f})"]
+            + ["-" if r["reach"] is None else f"≥ {r['reach']:g}", verdict(r["speedup"], r["reach"])]
+        )
+    header = ["case", "layout", "dtype", "tensor", "against", "ours, µs", "GB/s", "other / ours (quartiles)"]
+    return table([*header, "asked", "reached"], lines)
+
+
+def gpu_memory(rows: list[dict]) -> str:
+    lines = []
+    for r in rows:
+        if "reach_bytes" in r:
+            more = r["ours_bytes"] - r["other_bytes"]
+            lines.append(
+                [r["case"], r["dtype"], binary_size(r["bytes"]), f"{more:+,}", f"< {r['reach_bytes']:,}"]
+                + [verdict(more, r["reach_bytes"] - 1, at_most=True)]
+            )
+    return table(["case", "dtype", "tensor", "bytes beyond F.gelu's", "asked", "reached"], lines)
+
+
+def cuda() -> str:
+    """The section on a GPU, where one has been measured."""
+    if not (RESULTS / "cuda.json").exists():
+        return ""
+    result = load("cuda")
+    return f"""## On a GPU
+
+`make gpu-bench`; [gpu.md](gpu.md) says how it is measured. {machine(result["machine"])}.
+
+{on_gpu(result["rows"])}
+
+{gpu_memory(result["rows"])}
+
+"""
+
+
 def machine(description: dict) -> str:
-    keep = ("cpu", "family_model", "cores", "caches", "clock_GHz", "last_level_cache_bytes", "torch", "date")
+    keep = ("gpu", "compute_capability", "multiprocessors", "gpu_memory_bytes", "l2_bytes", "driver", "torch_cuda")
+    keep += ("cpu", "family_model", "cores", "caches", "clock_GHz", "last_level_cache_bytes", "torch", "date", "commit")
     parts = []
     for key in keep:
         if key in description:
@@ -171,7 +222,7 @@ Speed relative to one λ for the whole tensor, 2M elements, one thread (asked: �
 
 {per_channel(kernels["rows"])}
 
-## The op, and what users would call otherwise
+{cuda()}## The op, and what users would call otherwise
 
 Backward rows include dλ for ours; `F.gelu` and ATen have none, and lose the negative tail. At 64M elements in fresh
 memory the page faults cost several times the arithmetic; `x.clone()` shows what they alone cost.
