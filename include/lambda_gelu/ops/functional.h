@@ -23,8 +23,8 @@ namespace lambda_gelu {
 LAMBDA_GELU_API at::Tensor lambda_gelu(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim = 1,
                                        std::optional<double> temperature = std::nullopt);
 
-/// The same with one lambda for the whole input; throws c10::ValueError unless it is finite and positive. Fills a tensor
-/// with it: on CUDA one more launch, which a tensor that is kept saves.
+/// The same with one lambda for the whole input; throws c10::ValueError unless it is finite and positive. A tensor is
+/// filled with it: on CUDA one more launch, which a tensor that is kept saves.
 LAMBDA_GELU_API at::Tensor lambda_gelu(const at::Tensor& input, double hardness);
 
 /// lambda_gelu(input, raw_hardness, channel_dim, temperature): the reparameterization fused into the kernels.
