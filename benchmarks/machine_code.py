@@ -162,13 +162,19 @@ def cuobjdump(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def read(file: str | Path) -> list[Kernel]:
-    """The kernels of an object, library or cubin; none where it holds no device code."""
-    kernels = parse(cuobjdump("-sass", "-res-usage", file))
+def read(file: str | Path, architecture: str | None = None) -> list[Kernel]:
+    """The kernels of an object, library or cubin, or those for one architecture; none where it holds no device code."""
+    only = ["-arch", architecture] if architecture else []
+    kernels = parse(cuobjdump("-sass", "-res-usage", *only, file))
     for kernel in kernels:
         if not kernel.instructions or not kernel.registers:
             raise RuntimeError(f"cuobjdump shows {kernel.architecture} {kernel.name} of {file} only in part")
     return kernels
+
+
+def read_resources(file: str | Path) -> list[Kernel]:
+    """The same kernels without their instructions: much faster, and a spill has its place on the stack."""
+    return parse(cuobjdump("-res-usage", file))
 
 
 def assembler(file: str | Path) -> str:
@@ -435,7 +441,7 @@ def row(kernel: Kernel) -> dict:
         "local_accesses": kernel.local_accesses,
         "code": len(kernel.instructions),
     }
-    loop = inner_loop(kernel.instructions) if kernel.element_bytes else None
+    loop = inner_loop(kernel.instructions) if kernel.instructions and kernel.element_bytes else None
     if loop is None:
         return result
     elements = loop.bytes_stored / kernel.element_bytes

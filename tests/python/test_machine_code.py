@@ -31,33 +31,37 @@ BUDGETED = [
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    if not lambda_gelu.build_info()["cuda_archs"]:
+def archs():
+    """Those that the build has machine code for."""
+    archs = [a.removesuffix("+PTX") for a in lambda_gelu.build_info()["cuda_archs"] if not a.endswith("-virtual")]
+    if not archs:
         pytest.skip("this build has no CUDA kernels")
-    return {(kernel.architecture, kernel.name): kernel for kernel in machine_code.read(LIBRARY)}
+    return [f"sm_{arch}" for arch in archs]
 
 
 @pytest.fixture(scope="module")
-def counted(kernels):
-    rows = {name: machine_code.row(k) for (arch, name), k in kernels.items() if arch == "sm_90"}
-    if not rows:
-        pytest.skip("this build has no code for sm_90, which the budgets are for")
-    return rows
+def kernels(archs):
+    return machine_code.read_resources(LIBRARY)
+
+
+@pytest.fixture(scope="module")
+def counted(archs):
+    if machine_code.BUDGET_ARCHITECTURE not in archs:
+        pytest.skip(f"this build has no code for {machine_code.BUDGET_ARCHITECTURE}, which the budgets are for")
+    found = machine_code.read(LIBRARY, machine_code.BUDGET_ARCHITECTURE)
+    return {kernel.name: machine_code.row(kernel) for kernel in found}
 
 
 @needs_cuobjdump
-def test_every_architecture_has_every_kernel(kernels):
-    found = {}
-    for architecture, name in kernels:
-        found.setdefault(architecture, set()).add(name)
-    archs = lambda_gelu.build_info()["cuda_archs"]
-    assert found.keys() == {f"sm_{arch.removesuffix('+PTX')}" for arch in archs if not arch.endswith("-virtual")}
-    assert all(names == set.union(*found.values()) for names in found.values())
+def test_every_architecture_has_every_kernel(archs, kernels):
+    names = {arch: {kernel.name for kernel in kernels if kernel.architecture == arch} for arch in archs}
+    assert {kernel.architecture for kernel in kernels} == set(archs)
+    assert all(set(BUDGETED) <= of_one == set.union(*names.values()) for of_one in names.values())
 
 
 @needs_cuobjdump
 def test_no_kernel_spills_or_has_a_stack(kernels):
-    assert [machine_code.show(machine_code.row(k)) for k in kernels.values() if k.memory_of_its_own] == []
+    assert [machine_code.show(machine_code.row(k)) for k in kernels if k.memory_of_its_own] == []
 
 
 @needs_cuobjdump
@@ -66,6 +70,15 @@ def test_inner_loop_is_within_its_budget(counted, name):
     row = counted[name]
     assert row["per_element"] <= row["budget"], machine_code.show(row)
     assert row["calls"] == row["narrow_accesses"] == 0, machine_code.show(row)
+
+
+@needs_cuobjdump
+@pytest.mark.parametrize("name", BUDGETED)
+def test_the_loads_of_an_iteration_are_in_flight_together(counted, name):
+    """The compiler likes to put off each to its first use, and then a thread waits for one after the other."""
+    vectors = 2 if name.startswith("span") else 1
+    operands = 2 if "backward" in name else 1
+    assert counted[name]["loads_in_flight"] >= vectors * operands, machine_code.show(counted[name])
 
 
 # --- the counter: a listing ------------------------------------------------------------------------------------------
