@@ -46,7 +46,8 @@ struct Thread {
 struct Settings {
   Order order = Order::kAscending;
   std::uint64_t seed = 1;
-  std::vector<BlockRange> blocks = {{0, kLargestGrid}};
+  std::vector<BlockRange> blocks;
+  int launches_of_blocks = 0;  ///< that run only these
   Recording* recording = nullptr;
   cudaError_t failure = cudaSuccess;
   int skip = 0;
@@ -270,8 +271,14 @@ void Machine::run(const char* kernel, std::int64_t blocks, std::int64_t threads,
   blockDim = {static_cast<unsigned>(threads), 1, 1};
   gridDim = {static_cast<unsigned>(blocks), 1, 1};
   std::vector<std::int64_t> chosen;
-  for (const auto& [begin, end] : settings.blocks) {
+  const auto choose = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t b = begin; b < std::min(end, blocks); ++b) chosen.push_back(b);
+  };
+  if (settings.launches_of_blocks > 0) {
+    --settings.launches_of_blocks;
+    for (const auto& [begin, end] : settings.blocks) choose(begin, end);
+  } else {
+    choose(0, blocks);
   }
   arrange(chosen.begin(), chosen.end());
   for (const std::int64_t b : chosen) {
@@ -334,9 +341,12 @@ UseOrder::~UseOrder() {
   settings.seed = seed_;
 }
 
-UseBlocks::UseBlocks(std::vector<BlockRange> ranges) : ranges_(std::exchange(settings.blocks, std::move(ranges))) {}
+UseBlocks::UseBlocks(std::vector<BlockRange> ranges, int launches)
+    : ranges_(std::exchange(settings.blocks, std::move(ranges))),
+      launches_(std::exchange(settings.launches_of_blocks, launches)) {}
 UseBlocks::~UseBlocks() {
   settings.blocks = std::move(ranges_);
+  settings.launches_of_blocks = launches_;
 }
 
 Recording::Recording() : outer_(std::exchange(settings.recording, this)) {}
@@ -377,10 +387,14 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorNoKernelImageForDevice:
       return "no kernel image is available for execution on the device";
+    case cudaErrorUnsupportedPtxVersion:
+      return "the provided PTX was compiled with an unsupported toolchain.";
     case cudaErrorIllegalAddress:
       return "an illegal memory access was encountered";
     case cudaErrorLaunchFailure:

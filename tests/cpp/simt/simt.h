@@ -80,16 +80,17 @@ struct BlockRange {
   std::int64_t begin, end;
 };
 
-/// Until the end of the scope only these blocks of every launch run, as far as its grid has them.
+/// Until the end of the scope only these blocks run, as far as a grid has them, of the next `launches` launches.
 class UseBlocks {
  public:
-  explicit UseBlocks(std::vector<BlockRange> ranges);
+  explicit UseBlocks(std::vector<BlockRange> ranges, int launches = 1);
   ~UseBlocks();
   UseBlocks(const UseBlocks&) = delete;
   UseBlocks& operator=(const UseBlocks&) = delete;
 
  private:
   std::vector<BlockRange> ranges_;
+  int launches_;
 };
 
 struct Launch {

@@ -257,7 +257,7 @@ TEST(Simt, DivergenceIsAnError) {
 }
 
 TEST(Simt, OnlySomeBlocks) {
-  const simt::UseBlocks some({{1, 3}, {2147483640, 4000000000}});
+  const simt::UseBlocks some({{1, 3}, {2147483640, 4000000000}}, 2);
   std::vector<unsigned> indices(4 * 5);
   LAMBDA_GELU_LAUNCH(note_indices, 5, 1, nullptr, indices.data());
   for (unsigned block = 0; block < 5; ++block) EXPECT_EQ(indices[4 * block + 2], block == 1 || block == 2 ? 1u : 0u);
@@ -265,6 +265,9 @@ TEST(Simt, OnlySomeBlocks) {
   int last = 0;
   LAMBDA_GELU_LAUNCH(blocks_in_turn, 2147483647, 1, nullptr, &last);
   EXPECT_EQ(last, 2147483646);
+  // Those of the third launch are not chosen.
+  LAMBDA_GELU_LAUNCH(blocks_in_turn, 5, 1, nullptr, &last);
+  EXPECT_EQ(last, 4);
 }
 
 TEST(Simt, LaunchesAreRecorded) {
