@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+RESULT = Path(__file__).parent / "results" / "machine_code.json"
 ELEMENT_BYTES = {"Float32": 4, "Float64": 8, "BFloat16": 2, "Float16": 2}
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -491,9 +493,10 @@ def main() -> None:
                 guard = "@ " if i.guarded else "  "
                 print(f"    {i.address:5x} {guard}{i.opcode}{i.modifiers} {i.operands}")
     if options.json:
-        from machine import write  # noqa: PLC0415  it needs the installed package, counting does not
-
-        print("wrote", write("machine_code", "make bench", rows, {"assembler": assembler(options.file)}))
+        body = ",\n  ".join(json.dumps(counted) for counted in rows)
+        head = f' "command": "make bench",\n "assembler": {json.dumps(assembler(options.file))}'
+        RESULT.write_text(f'{{\n{head},\n "rows": [\n  {body}\n ]\n}}\n')
+        print("wrote", RESULT)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,35 @@ def per_channel(rows: list[dict]) -> str:
     return table(["instructions", "dtype", "pass", *layouts], lines)
 
 
+def arch_number(row: dict) -> int:
+    return int(row["arch"].removeprefix("sm_"))
+
+
+def inner_loops(rows: list[dict]) -> str:
+    """Every kernel with an inner loop: in full for the architecture that the budgets are for, totals for the others."""
+    others = sorted({arch_number(r) for r in rows} - {90})
+    totals = {(arch_number(r), r["kernel"]): f"{r['per_element']:.1f}" for r in rows if "per_element" in r}
+    pipes = ("FMA", "ALU", "MUFU", "CVT", "HALF", "FP64", "LSU", "UNI", "CTL")
+    lines = [
+        [f"`{r['kernel']}`", f"**{r['per_element']:.1f}**", f"≤ {r['budget']:g}" if r["budget"] else "-"]
+        + [verdict(r["per_element"], r["budget"], at_most=True)]
+        + [f"{r['pipes'][pipe]:.1f}" if r["pipes"][pipe] else "" for pipe in pipes]
+        + [str(r["registers"]), str(r["blocks"]), str(r["loads_in_flight"])]
+        + [totals.get((arch, r["kernel"]), "-") for arch in others]
+        for r in sorted(rows, key=lambda r: ("Strided" in r["kernel"], r["kernel"]))
+        if arch_number(r) == 90 and "per_element" in r
+    ]
+    header = ["kernel", "sm_90", "asked", "reached", *pipes, "registers", "blocks", "loads"]
+    return table([*header, *(f"sm_{arch}" for arch in others)], lines)
+
+
+def spills(rows: list[dict]) -> str:
+    bad = [f"{r['arch']} `{r['kernel']}`" for r in rows if r["stack"] or r["local"] or r["local_accesses"]]
+    archs = ", ".join(f"sm_{arch}" for arch in sorted({arch_number(r) for r in rows}))
+    where = ", ".join(bad) if bad else "none"
+    return f"{len(rows)} kernels for {archs}. With spills, a stack or local memory (asked: none): {where}."
+
+
 def speedups(rows: list[dict]) -> str:
     lines = []
     for r in rows:
@@ -182,7 +211,7 @@ def machine(description: dict) -> str:
 
 
 def main() -> None:
-    kernels, op = load("kernels"), load("op")
+    kernels, op, machine_code = load("kernels"), load("op"), load("machine_code")
     measured = {key: kernels["machine"][key] for key in ("clock_GHz", "last_level_cache_bytes")}
     memory = [[r["form"], f"{r['MiB']:.0f}"] for r in op["rows"] if "MiB" in r]
     page = f"""# Benchmarks
@@ -221,6 +250,18 @@ number of threads times the speed in cache.
 Speed relative to one λ for the whole tensor, 2M elements, one thread (asked: ≥ 0.8).
 
 {per_channel(kernels["rows"])}
+
+## CUDA machine code
+
+What the compiler made of the CUDA kernels, counted in the binary. No GPU is needed for it, and it is no measure of
+speed: instructions of the inner loop per element, by the unit that executes them; registers; blocks of 256 threads that
+fit on a multiprocessor; and the most 16-byte loads that a thread has under way where it waits for one. `Dense` operands
+are contiguous and aligned. `Strided` ones are anything else, counted along the way that moves most. `true`: no vector
+of 16 bytes reaches from one plane into the next.
+
+By {machine_code["assembler"]}. {spills(machine_code["rows"])}
+
+{inner_loops(machine_code["rows"])}
 
 {cuda()}## The op, and what users would call otherwise
 
