@@ -4,7 +4,8 @@
 #include <kernels/cuda/plan.h>
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
+#include <limits>
 #include <numeric>
 #include <set>
 
@@ -15,50 +16,65 @@ namespace {
 
 class Tiling : public ::testing::TestWithParam<DType> {
  protected:
-  // In place, so that what is done twice shows; everything that the kernels are given ends, or starts, at memory that
-  // may not be touched; and a partial sum that nobody wrote is NaN.
+  // In place, so that what is done twice shows.
   void expect_each_once(const Geometry& geometry) {
     SCOPED_TRACE(describe(GetParam(), geometry));
+    expect_each_once(geometry, true);
+    expect_each_once(geometry, false);
+  }
+
+  // Everything that the kernels are given ends at memory that may not be touched; or it starts there, so that it is
+  // aligned, and what lies behind it, which is all NaN, may not be changed and would show in the sums. A partial sum
+  // that nobody wrote is NaN.
+  void expect_each_once(const Geometry& geometry, bool at_end) {
     const Pattern& p = pattern_;
     const std::int64_t size = geometry.size();
     const auto bytes = static_cast<std::size_t>(size * element_size(GetParam()));
     const auto sums_bytes = static_cast<std::size_t>(geometry.channels) * sizeof(double);
     const auto workspace_bytes = static_cast<std::size_t>(backward_workspace(GetParam(), geometry));
     const HardnessArray hardness = Pattern::hardness_array(geometry.channels);
-    GuardedBuffer x_buffer(bytes), g_buffer(bytes), sums_buffer(sums_bytes), hardness_buffer(sums_bytes),
-        workspace_buffer(workspace_bytes);
-    const bool at_end = (runs_++ & 1) == 0;
-    const auto in = [&](GuardedBuffer& buffer, std::size_t n) { return at_end ? buffer.ending(n) : buffer.starting(); };
-    char* x = in(x_buffer, bytes);
-    char* g = in(g_buffer, bytes);
-    auto* sums = reinterpret_cast<double*>(in(sums_buffer, sums_bytes));
-    auto* workspace = reinterpret_cast<double*>(in(workspace_buffer, workspace_bytes));
-    char* lambda = in(hardness_buffer, sums_bytes);
-    std::copy_n(static_cast<const char*>(hardness.values.data()), sums_bytes, lambda);
-    std::fill_n(workspace, workspace_bytes / sizeof(double), std::nan(""));
-
+    constexpr std::size_t kBehind = 64;
+    struct Memory {
+      Memory(std::size_t size, bool end) : buffer(size + kBehind), bytes(size), at_end(end) {
+        std::memset(data(), 0xff, at_end ? bytes : bytes + kBehind);
+      }
+      char* data() { return at_end ? buffer.ending(bytes) : buffer.starting(); }
+      bool is_changed_behind() {
+        return !at_end && std::any_of(data() + bytes, data() + bytes + kBehind, [](char c) { return c != '\xff'; });
+      }
+      GuardedBuffer buffer;
+      std::size_t bytes;
+      bool at_end;
+    };
+    Memory x_memory(bytes, at_end), g_memory(bytes, at_end), sums_memory(sums_bytes, at_end),
+        lambda_memory(sums_bytes, at_end), workspace_memory(workspace_bytes, at_end);
+    char* x = x_memory.data();
+    char* g = g_memory.data();
+    const auto* sums = reinterpret_cast<double*>(sums_memory.data());
+    std::memcpy(lambda_memory.data(), hardness.values.data(), sums_bytes);
     p.fill_x(x, 0, size);
     p.fill_g(g, 0, size);
-    const Hardness argument{lambda, DType::kFloat64};
-    ASSERT_TRUE(cuda::backward(GetParam(), geometry, {g}, {x}, g, argument, sums, workspace, nullptr));
+    const Hardness argument{lambda_memory.data(), DType::kFloat64};
+    ASSERT_TRUE(cuda::backward(GetParam(), geometry, {g}, {x}, g, argument, sums_memory.data(), workspace_memory.data(),
+                               nullptr));
     EXPECT_EQ(p.wrong_dx(geometry, g, 0, size), 0) << "dx";
     EXPECT_EQ(p.wrong_x(x, 0, size), 0) << "x";
     std::vector<Pattern::Sum> expected(static_cast<std::size_t>(geometry.channels));
     p.add_terms(geometry, 0, size, expected);
-    for (std::size_t c = 0; c < expected.size(); ++c)
+    for (std::size_t c = 0; c < expected.size(); ++c) {
       ASSERT_NEAR(sums[c], static_cast<double>(expected[c].value),
                   p.rounding() * static_cast<double>(expected[c].magnitude))
           << "channel " << c;
+    }
     ASSERT_TRUE(cuda::forward(GetParam(), geometry, {x}, x, argument, nullptr));
     EXPECT_EQ(p.wrong_y(geometry, x, 0, size), 0) << "y";
+    for (Memory* memory : {&x_memory, &g_memory, &sums_memory, &lambda_memory, &workspace_memory})
+      EXPECT_FALSE(memory->is_changed_behind());
   }
 
   std::int64_t vector() const { return vector_elements(GetParam()); }
 
   const Pattern pattern_{GetParam()};
-
- private:
-  int runs_ = 0;
 };
 
 TEST_P(Tiling, OneLambda) {
@@ -78,7 +94,7 @@ TEST_P(Tiling, OneLambda) {
 TEST_P(Tiling, Planes) {
   const PlanePlan plan = cuda::make_plan(GetParam(), {1, 2, 64}).planes;
   std::set<std::int64_t> planes;
-  for (const std::int64_t n : {64, 65, 66, 67, 71, 72, 127, 128, 196, 225, 256, 1000, 1023, 1024}) planes.insert(n);
+  for (const std::int64_t n : {64, 65, 66, 71, 127, 128, 196, 225, 1000, 1024}) planes.insert(n);
   for (const std::int64_t d : {-1, 0, 1, 5}) {
     planes.insert(plan.tile + d);
     planes.insert(2 * plan.tile + d);
@@ -86,7 +102,6 @@ TEST_P(Tiling, Planes) {
   for (const std::int64_t plane : planes) {
     expect_each_once({1, 2, plane});
     expect_each_once({3, 3, plane});
-    expect_each_once({2, 7, plane});
   }
   expect_each_once({40, 33, 70});
   expect_each_once({2, 70, 129});
@@ -99,12 +114,12 @@ TEST_P(Tiling, LongPlanes) {
 }
 
 TEST_P(Tiling, Columns) {
-  for (const std::int64_t inner : {1, 2, 7, 8, 49, 63}) {
-    for (const std::int64_t channels : {2, 3, 8, 32, 33}) {
+  for (const std::int64_t inner : {1, 2, 7, 49, 63}) {
+    for (const std::int64_t channels : {2, 3, 33}) {
       const std::int64_t row = channels * inner;
       const std::int64_t fold = std::lcm(row, vector()) / row;
-      for (const std::int64_t outer : {std::int64_t{1}, std::int64_t{2}, fold, fold + 1, 3 * fold - 1}) {
-        if (outer > 0) expect_each_once({outer, channels, inner});
+      for (const std::int64_t outer : {std::int64_t{1}, fold + 1, 3 * fold - 1}) {
+        expect_each_once({outer, channels, inner});
       }
     }
   }
@@ -112,11 +127,11 @@ TEST_P(Tiling, Columns) {
 
 // Groups of columns: one, two, and three that are not full.
 TEST_P(Tiling, WideColumns) {
-  for (const std::int64_t vectors : {31, 32, 33, 63, 64, 65, 97}) {
-    for (const std::int64_t rows : {1, 7, 8, 9, 17}) expect_each_once({rows, vectors * vector(), 1});
-    expect_each_once({5, vectors * vector() + 1, 1});
+  for (const std::int64_t vectors : {32, 33, 65}) {
+    for (const std::int64_t rows : {1, 8, 9}) expect_each_once({rows, vectors * vector(), 1});
   }
-  expect_each_once({3, 1200, 2});
+  expect_each_once({5, 33 * vector() + 1, 1});
+  expect_each_once({3, 200, 2});
 }
 
 // Chunks of rows: the lanes of a block and the rows of a lane.
@@ -188,13 +203,16 @@ class LargeTiling : public Tiling {
     }
     const HardnessArray hardness = Pattern::hardness_array(geometry.channels);
     std::vector<double> sums(expected.size());
-    const simt::UseBlocks some(ranges);
-    ASSERT_TRUE(cuda::backward(GetParam(), geometry, {g.data()}, {x.data()}, g.data(), hardness.argument(), sums.data(),
-                               workspace.data(), nullptr));
+    {
+      const simt::UseBlocks some(ranges);  // of the first kernel; the second one adds what they left
+      ASSERT_TRUE(cuda::backward(GetParam(), geometry, {g.data()}, {x.data()}, g.data(), hardness.argument(),
+                                 sums.data(), workspace.data(), nullptr));
+    }
     for (std::size_t c = 0; c < expected.size(); ++c)
       EXPECT_NEAR(sums[c], static_cast<double>(expected[c].value),
                   p.rounding() * static_cast<double>(expected[c].magnitude))
           << "channel " << c;
+    const simt::UseBlocks some(ranges);
     ASSERT_TRUE(cuda::forward(GetParam(), geometry, {x.data()}, x.data(), hardness.argument(), nullptr));
     for (const auto& [begin, end] : elements) {
       EXPECT_EQ(p.wrong_dx(geometry, g.data(), begin, end), 0) << "dx from " << begin;
@@ -236,10 +254,12 @@ TEST_P(LargeTiling, Columns) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(DTypes, Tiling, ::testing::ValuesIn(kAllDTypes),
+// float16 is cut as bfloat16 is.
+constexpr DType kCutDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16};
+INSTANTIATE_TEST_SUITE_P(DTypes, Tiling, ::testing::ValuesIn(kCutDTypes),
                          [](const auto& info) { return name_of(info.param); });
 
-INSTANTIATE_TEST_SUITE_P(DTypes, LargeTiling, ::testing::ValuesIn(kAllDTypes),
+INSTANTIATE_TEST_SUITE_P(DTypes, LargeTiling, ::testing::ValuesIn(kCutDTypes),
                          [](const auto& info) { return name_of(info.param); });
 
 // --- Arithmetic -----------------------------------------------------------------------------------------------------
