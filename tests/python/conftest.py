@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def device(request):
+    if request.param == "cuda" and cuda_lacks():
+        pytest.skip(f"needs CUDA: {cuda_lacks()}")
     # The CPU needs no context, and tests without one: a mode would be active in all of them.
     with contextlib.nullcontext() if request.param == "cpu" else torch.device(request.param):
         yield request.param
