@@ -142,12 +142,19 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (rows > 0) {
 #pragma unroll 1
     while (true) {
-      store<Storage, Operand::kDense>(dx, at, kVector, backward_vector<Storage>(g, x, gate, add_term));
+      // Dense loads ahead of a store, behind which the compiler cannot put them off.
+      const Words value = backward_vector<Storage>(g, x, gate, add_term);
+      if (Operand::kDense && rows > 1) {
+        g = grad_output.vector(at + step);
+        x = input.vector(at + step);
+      }
+      store<Storage, Operand::kDense>(dx, at, kVector, value);
       at += step;
       if (--rows == 0) break;
-      g = grad_output.vector(at);
-      x = input.vector(at);
-      wait_for_all(static_cast<std::uint32_t>(tiling.rows_per_lane) >> 16, g, x);
+      if (!Operand::kDense) {
+        g = grad_output.vector(at);
+        x = input.vector(at);
+      }
     }
   }
   if (thread.rest > 0) {

@@ -1,6 +1,6 @@
 // One lambda for the whole tensor. A block works on one tile; in iteration i, thread t takes vectors
-// (2 i + j) 256 + t, j = 0, 1. The loads of an iteration are all under way before its arithmetic begins, and those of
-// the first before the constants of lambda are formed.
+// (2 i + j) 256 + t, j = 0, 1. The place of a vector is loaded anew as soon as the vector has been used, and for the
+// first time before the constants of lambda are formed.
 #pragma once
 
 #include <kernels/cuda/hardness.h>
@@ -30,17 +30,18 @@ __device__ __forceinline__ void span_forward_whole(const DenseOperand<Storage>& 
   Words x[kIterationVectors];
   load_iteration<Storage>(x, input, at);
   const auto gate = block_gate<Storage>(hardness);
-  const std::uint32_t nothing = static_cast<std::uint32_t>(iterations) >> 16;  // kMostSpanIterations is far below
 #pragma unroll 1
   while (true) {
 #pragma unroll
     for (int j = 0; j < kIterationVectors; ++j) {
-      store_vector(y + at + j * kSpanStep<Storage>, forward_vector<Storage>(x[j], [&](int) { return gate; }));
+      const std::int64_t here = at + j * kSpanStep<Storage>;
+      const Words value = forward_vector<Storage>(x[j], [&](int) { return gate; });
+      // Ahead of a store, behind which the compiler cannot put off the load.
+      if (iterations > 1) x[j] = input.vector(here + kIterationVectors * kSpanStep<Storage>);
+      store_vector(y + here, value);
     }
     if (--iterations == 0) break;
     at += kIterationVectors * kSpanStep<Storage>;
-    load_iteration<Storage>(x, input, at);
-    wait_for_all(nothing, x[0], x[1]);
   }
 }
 
@@ -78,7 +79,6 @@ __device__ __forceinline__ double span_backward_whole(const DenseOperand<Storage
   load_iteration<Storage>(g, grad_output, at);
   load_iteration<Storage>(x, input, at);
   const auto gate = block_gate<Storage>(hardness);
-  const std::uint32_t nothing = static_cast<std::uint32_t>(iterations) >> 16;
   double sum = 0;
 #pragma unroll 1
   while (true) {
@@ -88,14 +88,16 @@ __device__ __forceinline__ double span_backward_whole(const DenseOperand<Storage
       const Words value = backward_vector<Storage>(
           g[j], x[j], [&](int) { return gate; },
           [&](int, auto gradient, auto term) { terms = fma(gradient, term, terms); });
-      store_vector(dx + at + j * kSpanStep<Storage>, value);
+      const std::int64_t here = at + j * kSpanStep<Storage>;
+      if (iterations > 1) {
+        g[j] = grad_output.vector(here + kIterationVectors * kSpanStep<Storage>);
+        x[j] = input.vector(here + kIterationVectors * kSpanStep<Storage>);
+      }
+      store_vector(dx + here, value);
     }
     sum = add(sum, static_cast<double>(terms));
     if (--iterations == 0) break;
     at += kIterationVectors * kSpanStep<Storage>;
-    load_iteration<Storage>(g, grad_output, at);
-    load_iteration<Storage>(x, input, at);
-    wait_for_all(nothing, g[0], g[1], x[0], x[1]);
   }
   return sum;
 }
