@@ -369,6 +369,7 @@ def main() -> None:
     if options.device == "cuda" and not lambda_gelu.build_info()["cuda_archs"]:
         parser.error("lambda_gelu was built without CUDA kernels")
 
+    description = {} if options.quick else describe_gpu()  # before the minutes of measuring: it may fail
     machine: Machine = Cuda() if options.device == "cuda" else Host()
     if options.quick:
         machine.rounds = 3
@@ -387,7 +388,7 @@ def main() -> None:
     if skipped:
         print("skipped for want of memory:", ", ".join(skipped))
     if not (options.only or options.quick):
-        print("wrote", write("cuda", "make gpu-bench", record.rows, describe_gpu() | {"skipped": skipped}))
+        print("wrote", write("cuda", "make gpu-bench", record.rows, description | {"skipped": skipped}))
 
 
 if __name__ == "__main__":
