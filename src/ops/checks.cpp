@@ -12,8 +12,9 @@
 namespace lambda_gelu {
 namespace {
 
-std::string_view dtype_name(at::ScalarType dtype) {
-  return c10::getDtypeNames(dtype).first;
+// A copy: torch 2.11 returns strings, 2.13 views of its own.
+std::string dtype_name(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
 }
 
 bool is_supported(at::ScalarType dtype) {
