@@ -26,6 +26,7 @@ def main() -> None:
     rows = []
     for case in cases:
         test, target = case.get("name", "").split("/")
+        target = target.replace("cuda", "cuda-host")  # the CUDA kernels, but not on a GPU
         for recorded in case.iter("property"):
             if match := _PROPERTY.fullmatch(recorded.get("name", "")):
                 row = {"test": test, "target": target, "measure": match["measure"]}

@@ -134,14 +134,17 @@ TEST(Launch, AnyOrderOfThreadsGivesTheSameBits) {
       ASSERT_TRUE(call.backward());
       const Backward expected{call.dx, call.dhardness};
       const auto expect_same = [&](simt::Order order, std::uint64_t seed) {
-        // Other values, so that nothing right is left in shared memory and in the workspace.
+        // Another input and lambda, so that nothing right is left in shared memory.
         Call other(dtype, geometry);
         other.x = random_normal(dtype, geometry.size(), 2.0, 33);
+        other.hardness =
+            HardnessArray(DType::kFloat32, std::vector<double>(static_cast<std::size_t>(geometry.channels), 7.0));
         ASSERT_TRUE(other.backward());
         const simt::UseOrder use(order, seed);
         call.workspace.assign(call.workspace.size(), std::nan(""));
         ASSERT_TRUE(call.backward());
         EXPECT_TRUE(same_bits({call.dx, call.dhardness}, expected));
+        ASSERT_TRUE(other.backward());
         ASSERT_TRUE(call.forward());
         EXPECT_TRUE(call.dx.same_bits(y));
       };
