@@ -134,15 +134,28 @@ def short_name(demangled: str) -> str:
 
 
 def find_cuobjdump() -> Path | None:
-    """cuobjdump with nvdisasm beside it: of a CUDA toolkit, of this Python environment or of an installed Triton."""
+    """cuobjdump with nvdisasm beside it: of a CUDA toolkit, of this Python environment or of an installed Triton.
+
+    Not those of an older release than nvcc: they list its branches without addresses.
+    """
+    nvcc = find_nvcc()
+    least = release(nvcc) if nvcc else (0, 0)
     places = [Path(p) for p in os.environ.get("PATH", "").split(os.pathsep) if p]
     places += [Path(os.environ[name]) / "bin" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     places += [Path("/usr/local/cuda/bin"), Path(sys.prefix) / "bin", Path(__file__).parents[1] / ".venv" / "bin"]
     places += [Path(p) / "triton" / "backends" / "nvidia" / "bin" for p in sys.path if p]
     for place in places:
-        if all(shutil.which(tool, path=str(place)) for tool in ("cuobjdump", "nvdisasm")):
+        tools = [shutil.which(tool, path=str(place)) for tool in ("cuobjdump", "nvdisasm")]
+        if all(tools) and min(release(tool) for tool in tools if tool) >= least:
             return place / "cuobjdump"
     return None
+
+
+def release(tool: str | Path) -> tuple[int, int]:
+    """Of a program of the CUDA toolkit; (0, 0) where it does not say."""
+    said = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def find_nvcc() -> Path | None:
