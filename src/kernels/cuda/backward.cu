@@ -45,7 +45,7 @@ PartialSums partial_sums(const Plan& plan, const Geometry& geometry) {
     default:
       const std::int64_t row = geometry.channels * geometry.inner;
       return {.channels = geometry.channels,
-              .rows = plan.columns.chunks * (plan.columns.width / row),
+              .rows = plan.columns.chunks * plan.columns.fold,
               .most = Divisor(geometry.inner),
               .row = row};
   }

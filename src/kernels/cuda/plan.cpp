@@ -48,7 +48,8 @@ ColumnPlan cut_columns(DType dtype, const Geometry& geometry) {
   const std::int64_t vector = vector_elements(dtype);
   const std::int64_t row = geometry.channels * geometry.inner;
   ColumnPlan plan{.size = geometry.size(), .inner = geometry.inner, .channels = geometry.channels};
-  plan.width = std::lcm(row, vector);
+  plan.fold = std::min(std::lcm(row, vector) / row, geometry.outer);
+  plan.width = ceil_div(plan.fold * row, vector) * vector;
   plan.rows = ceil_div(plan.size, plan.width);
   const std::int64_t row_vectors = plan.width / vector;
   plan.groups = ceil_div(row_vectors, kGroupVectors);

@@ -49,6 +49,7 @@ struct ColumnPlan {
   std::int64_t size = 0;
   std::int64_t inner = 1;
   std::int64_t channels = 0;
+  std::int64_t fold = 1;   ///< rows of the tensor in a row: at most all of them
   std::int64_t width = 0;  ///< elements, a multiple of a vector
   std::int64_t rows = 0;   ///< the last one included
   std::int64_t groups = 0;

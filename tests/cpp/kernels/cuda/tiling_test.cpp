@@ -118,7 +118,7 @@ TEST_P(Tiling, Columns) {
     for (const std::int64_t channels : {2, 3, 33}) {
       const std::int64_t row = channels * inner;
       const std::int64_t fold = std::lcm(row, vector()) / row;
-      for (const std::int64_t outer : {std::int64_t{1}, fold + 1, 3 * fold - 1}) {
+      for (const std::int64_t outer : {std::int64_t{1}, std::max<std::int64_t>(fold - 1, 1), fold + 1, 3 * fold - 1}) {
         expect_each_once({outer, channels, inner});
       }
     }
@@ -140,6 +140,14 @@ TEST_P(Tiling, ManyRows) {
     const ColumnPlan plan = cuda::make_plan(GetParam(), {1, columns, 1}).columns;
     for (const std::int64_t rows : {plan.lanes - 1, plan.lanes, plan.lanes + 1, 3 * plan.lanes - 1, 3 * plan.lanes})
       expect_each_once({std::max<std::int64_t>(rows, 1), columns, 1});
+  }
+}
+
+// Rows that are no multiple of a vector are put together, but never more of them than there are.
+TEST_P(Tiling, FewWideRowsNeedNoMoreThanOneSumPerElement) {
+  for (const std::int64_t outer : {1, 2, 3}) {
+    const Geometry geometry{outer, 1000001, 1};
+    EXPECT_LE(backward_workspace(GetParam(), geometry), (geometry.size() + vector()) * std::int64_t{sizeof(double)});
   }
 }
 
@@ -239,7 +247,7 @@ TEST_P(LargeTiling, Planes) {
   expect_blocks_in_place({kTwo32 / (64 * 129), 64, 129}, {kTwo31 - 1, kTwo31, kTwo31 + 1});
   // A tile of one, two, four iterations.
   const std::int64_t iteration = kBlockThreads * vector();
-  for (const std::int64_t tiles : {4096, 8192}) {
+  for (const std::int64_t tiles : {4096, 8192, 16384}) {
     for (const std::int64_t d : {-1, 0, 1}) expect_blocks_in_place({tiles * iteration / 256 + d, 2, 128}, {});
   }
 }
