@@ -10,9 +10,6 @@
 
 namespace lambda_gelu::kernels::cuda {
 
-/// z phi(z) = kSlope w 2^-(w^2): sqrt(ln 2 / pi). Needs no constant of lambda.
-inline constexpr double kSlope = 0.46971863934982566;
-
 /// What y, D and the term of the sum are made of: a = min(|x|, limit), w = k a, exp = 2^-(w^2), ratio = R(w).
 template <class T>
 struct GateValue {
@@ -25,20 +22,32 @@ struct Derivative {
   T term;   ///< 2^-(w^2) w a: dy/dlambda as unscaled_sum_to_gradient() takes it
 };
 
-/// Coefficients, highest degree first, become immediates of the instructions: a table in memory would cost a load each.
-template <const auto& kCoefficients, std::size_t kIndex = 1, class T>
+/// Goes on with the coefficients from kIndex on, every kStep-th, highest degree first. They become immediates of the
+/// instructions: a table in memory would cost a load each.
+template <const auto& kCoefficients, std::size_t kIndex, std::size_t kStep, class T>
 LAMBDA_GELU_HD T horner(T value, T at) {
-  if constexpr (kIndex == sizeof(kCoefficients) / sizeof(T)) {
+  if constexpr (kIndex >= sizeof(kCoefficients) / sizeof(T)) {
     return value;
   } else {
     constexpr T coefficient = kCoefficients[kIndex];
-    return horner<kCoefficients, kIndex + 1>(fma(value, at, coefficient), at);
+    return horner<kCoefficients, kIndex + kStep, kStep>(fma(value, at, coefficient), at);
   }
 }
 template <const auto& kCoefficients, class T>
 LAMBDA_GELU_HD T polynomial(T at) {
   constexpr T leading = kCoefficients[0];
-  return horner<kCoefficients>(leading, at);
+  return horner<kCoefficients, 1, 1>(leading, at);
+}
+/// Even and odd powers apart: half as many roundings one after the other.
+template <const auto& kCoefficients, class T>
+LAMBDA_GELU_HD T polynomial(T at, T square) {
+  constexpr std::size_t kCount = sizeof(kCoefficients) / sizeof(T);
+  constexpr std::size_t kEven = (kCount - 1) % 2;
+  constexpr std::size_t kOdd = kCount % 2;
+  constexpr T leading_even = kCoefficients[kEven];
+  constexpr T leading_odd = kCoefficients[kOdd];
+  const T even = horner<kCoefficients, kEven + 2, 2>(leading_even, square);
+  return fma(horner<kCoefficients, kOdd + 2, 2>(leading_odd, square), at, even);
 }
 
 /// float32: nothing rests on the hardware's exponential, and the Newton step makes the quotient independent of the last
@@ -77,7 +86,7 @@ struct PolynomialFormula {
 
   static LAMBDA_GELU_HD Derivative<float> derivative(float x, const Gate<float>& gate) {
     const auto v = evaluate(x, gate);
-    const float beyond = mul_flushed(v.exp, fma(-static_cast<float>(kSlope), v.w, v.ratio));
+    const float beyond = mul_flushed(v.exp, fma(-gate.slope, v.a, v.ratio));
     return {reflected_unless_negative(beyond, x), mul(mul_flushed(v.exp, v.w), v.a)};
   }
 };
@@ -85,6 +94,7 @@ struct PolynomialFormula {
 /// bfloat16 and float16: the hardware's exponential and reciprocal as they are.
 struct HardwareFormula {
   using Compute = float;
+  static constexpr float kSlope = 0.46971863934982566f;  ///< sqrt(ln 2 / pi): z phi(z) = kSlope w 2^-(w^2)
   static constexpr Formula kFormula = Formula::kHardwareExp;
 
   static LAMBDA_GELU_HD GateValue<float> evaluate(float x, const Gate<float>& gate) {
@@ -103,7 +113,8 @@ struct HardwareFormula {
 
   static LAMBDA_GELU_HD Derivative<float> derivative(float x, const Gate<float>& gate) {
     const auto v = evaluate(x, gate);
-    const float beyond = mul(v.exp, fma(-static_cast<float>(kSlope), v.w, v.ratio));
+    // slope a would be nearer to z phi(z), by a rounding of w that 16 bits do not show, but needs a constant of lambda.
+    const float beyond = mul(v.exp, fma(-kSlope, v.w, v.ratio));
     return {reflected_unless_negative(beyond, x), mul(mul(v.exp, v.w), v.a)};
   }
 };
@@ -129,7 +140,7 @@ struct DoubleFormula {
     const double power = polynomial<ExpPolynomialDouble::p>(r);
     const auto exponent = static_cast<std::uint32_t>(low_half(shifted)) << 20;
     v.exp = magnitude >= gate.limit ? 0.0 : from_halves(low_half(power), high_half(power) + exponent);
-    v.ratio = divide(polynomial<RationalDouble::p>(v.w), polynomial<RationalDouble::q>(v.w));
+    v.ratio = divide(polynomial<RationalDouble::p>(v.w, square), polynomial<RationalDouble::q>(v.w, square));
     return v;
   }
 
@@ -140,7 +151,7 @@ struct DoubleFormula {
 
   static LAMBDA_GELU_HD Derivative<double> derivative(double x, const Gate<double>& gate) {
     const auto v = evaluate(x, gate);
-    const double beyond = mul(v.exp, fma(-kSlope, v.w, v.ratio));
+    const double beyond = mul(v.exp, fma(-gate.slope, v.a, v.ratio));
     return {reflected_unless_negative(beyond, x), mul(mul(v.exp, v.w), v.a)};
   }
 };

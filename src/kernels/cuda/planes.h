@@ -28,7 +28,8 @@ static_assert(kTilePlanes<BFloat16> <= kBlockThreads);
 
 template <class Compute>
 LAMBDA_GELU_HD Gate<Compute> chosen(bool first, const Gate<Compute>& a, const Gate<Compute>& b) {
-  return {first ? a.scale_hi : b.scale_hi, first ? a.scale_lo : b.scale_lo, first ? a.limit : b.limit, Compute(0)};
+  return {first ? a.scale_hi : b.scale_hi, first ? a.scale_lo : b.scale_lo, first ? a.limit : b.limit,
+          first ? a.slope : b.slope};
 }
 
 /// The tile of this block: which elements, and which planes they lie in. Planes are counted from the tile's first.
@@ -152,8 +153,13 @@ __device__ __forceinline__ Words planes_backward_vector(const Words& g, const Wo
   return value;
 }
 
+/// Blocks on a multiprocessor that ptxas must leave registers for; 0: as it likes. Left to itself it makes room for
+/// more blocks of float64, and spills.
+template <class Compute>
+inline constexpr int kFewestBlocks = sizeof(Compute) == 8 ? 3 : 0;
+
 template <class Storage, bool kOnePlane, class Operand>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kFewestBlocks<typename Storage::Compute>)
     planes_backward(const __grid_constant__ Operand grad_output, const __grid_constant__ Operand input,
                     typename Storage::Element* dx, const PlaneTiling tiling, const HardnessSource hardness,
                     double* partials) {
