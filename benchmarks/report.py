@@ -125,6 +125,20 @@ def inner_loops(rows: list[dict]) -> str:
     return table([*header, *(f"sm_{arch}" for arch in others)], lines)
 
 
+def small_planes(rows: list[dict]) -> str:
+    """What a plane of 49 costs: it is asked to stay within 40."""
+    cost = {r["kernel"]: r["per_element"] for r in rows if arch_number(r) == 90 and "per_element" in r}
+    figures = ", ".join(
+        f"{name} {cost[f'columns_forward<{storage}, Dense>']:.1f} and {cost[f'columns_backward<{storage}, Dense>']:.1f}"
+        for name, storage in (("float32", "Float32"), ("bfloat16", "BFloat16"), ("float16", "Float16"))
+    )
+    return (
+        "Planes of fewer than 64 elements, 49 for example, run the `columns` kernels: forward and backward "
+        f"{figures} instructions per element, where 40 are asked for planes of 49. `planes` kernels with `false` "
+        "choose between the constants of two planes for every element."
+    )
+
+
 def spills(rows: list[dict]) -> str:
     bad = [f"{r['arch']} `{r['kernel']}`" for r in rows if r["stack"] or r["local"] or r["local_accesses"]]
     archs = ", ".join(f"sm_{arch}" for arch in sorted({arch_number(r) for r in rows}))
@@ -263,6 +277,8 @@ of 16 bytes reaches from one plane into the next.
 By {machine_code["assembler"]}. {spills(machine_code["rows"])}
 
 {inner_loops(machine_code["rows"])}
+
+{small_planes(machine_code["rows"])}
 
 {cuda()}## The op, and what users would call otherwise
 

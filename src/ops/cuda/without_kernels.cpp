@@ -12,9 +12,8 @@ namespace {
 void warn_once() {
   TORCH_WARN_ONCE(
       "this build of lambda_gelu has no CUDA kernels: CUDA tensors go through several ATen operations, which is "
-      "slower. "
-      "For the kernels, build it from source where nvcc is: "
-      "pip install . --config-settings=cmake.define.LAMBDA_GELU_CUDA=ON");
+      "slower. For the kernels, build it from source where nvcc is: "
+      "pip install --no-build-isolation . --config-settings=cmake.define.LAMBDA_GELU_CUDA=ON");
 }
 
 at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,

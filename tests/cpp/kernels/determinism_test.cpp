@@ -1,4 +1,4 @@
-// The same bits for every split of the work, every run and every instruction set.
+// The same bits for every split of the work, every run and every instruction set of the CPU; for CUDA: cuda/.
 #include <gtest/gtest.h>
 
 #include <algorithm>
