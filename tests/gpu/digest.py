@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import sys
 
 import torch
@@ -39,7 +40,7 @@ def main() -> None:
         for dtype in DTYPES:
             arguments = g.to(dtype).to(device), x.to(dtype).to(device), raw, channel_dim, 0.5
             _, gradient = torch.ops.lambda_gelu.lambda_gelu_backward(*arguments)
-            bits = gradient.cpu().view(torch.int32).numpy().tobytes()
+            bits = struct.pack(f"<{gradient.numel()}i", *gradient.cpu().view(torch.int32).tolist())
             digests[f"{name}, {str(dtype).removeprefix('torch.')}"] = hashlib.sha256(bits).hexdigest()[:16]
     print(json.dumps(digests, indent=1))
 
