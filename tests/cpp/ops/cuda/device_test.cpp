@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda_testing.h"
+#include "kernels/cuda/lambda_gelu.h"
 #include "ops/operators.h"
 
 namespace lambda_gelu::testing {
@@ -85,6 +86,26 @@ TEST_F(CudaDevice, TheWorkspaceIsSmall) {
   };
   EXPECT_EQ(workspace(at::zeros({200}, cuda()), at::ones({1}, cuda())), 0);
   EXPECT_LT(workspace(at::zeros({1'000'000}, cuda()), at::ones({1}, cuda())), 1 << 16);
+
+  struct Part {
+    kernels::DType dtype;
+    kernels::Geometry geometry;
+    int of_tensor;  // the workspace is at most this part of it
+  };
+  constexpr kernels::DType kFloat = kernels::DType::kFloat32, kHalf = kernels::DType::kBFloat16;
+  for (const auto& [dtype, geometry, of_tensor] : {
+           Part{kFloat, {65536, 768, 1}, 64},
+           Part{kHalf, {65536, 768, 1}, 16},
+           Part{kFloat, {4096, 256, 49}, 64},
+           Part{kHalf, {4096, 256, 49}, 16},
+           Part{kFloat, {256, 64, 3136}, 800},
+           Part{kHalf, {256, 64, 3136}, 500},
+       }) {
+    const auto tensor = geometry.size() * element_size(dtype);
+    const auto bytes = kernels::cuda::backward_workspace(dtype, geometry);
+    EXPECT_GT(bytes, 0);
+    EXPECT_LE(bytes, tensor / of_tensor) << geometry.channels << " channels, inner " << geometry.inner;
+  }
 }
 
 // No copy of a strided operand, no conversion, no fill: the kernels are all that is launched.
