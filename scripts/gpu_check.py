@@ -13,12 +13,14 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv" / "bin" / "python"
@@ -86,20 +88,32 @@ def tool(name: str) -> str | None:
 
 
 def nvcc() -> str:
+    """That of the build, else the one at hand."""
+    cache = BUILD / "CMakeCache.txt"
+    named = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(.+)$", cache.read_text(), re.MULTILINE) if cache.exists() else None
+    if named and Path(named[1]).exists():
+        return named[1]
     if found := tool("nvcc"):
         return found
-    raise StepError("there is no nvcc, on PATH or in CUDA_HOME")
+    raise StepError("there is no nvcc, in the build, on PATH or in CUDA_HOME")
+
+
+def json_in(output: str) -> Any:
+    """What a program printed, among warnings."""
+    start = re.search(r"^[\[{]", output, re.MULTILINE)
+    return json.JSONDecoder().raw_decode(output, start.start() if start else 0)[0]
 
 
 def counts(report: Path) -> dict:
-    """Of a JUnit file: tests that ran, failed, were skipped. Raises StepError where none ran."""
+    """Of a JUnit file: tests, and how many of them failed or were skipped."""
     suites = [suite for suite in ET.parse(report).iter("testsuite")]
-    total = {
+    return {
         key: sum(int(suite.get(key) or 0) for suite in suites) for key in ("tests", "failures", "errors", "skipped")
     }
-    if total["tests"] == total["skipped"]:
-        raise StepError("no test ran")
-    return total
+
+
+def ran(total: dict) -> bool:
+    return total["tests"] > total["skipped"]
 
 
 class Check:
@@ -113,14 +127,18 @@ class Check:
 
     def build(self) -> dict:
         """The package and the C++ tests, against the torch that is there."""
-        run("build", "make", "build", f"JOBS={self.jobs}", timeout=900)
+        run("build", "make", "build", f"JOBS={self.jobs}", timeout=3600)
         code = "import json, lambda_gelu; print(json.dumps(lambda_gelu.build_info()))"
         info = json.loads(run("build_info", PYTHON, "-c", code, timeout=120).splitlines()[-1])
         if not info["cuda_archs"] and not self.rehearse:
             raise StepError("the build has no CUDA kernels; see what it says about nvcc in build/gpu/build.log")
         if not self.rehearse:
-            code = "import torch; assert torch.cuda.is_available(), f'torch {torch.__version__} sees no CUDA device'"
-            run("torch", PYTHON, "-c", code, timeout=120)
+            code = "import torch; print(torch.cuda.is_available())"
+            if run("torch", PYTHON, "-c", code, timeout=120).split()[-1:] != ["True"]:
+                raise StepError(
+                    f"torch {info['torch_version']} in .venv sees no CUDA device; to use another one, remove .venv and "
+                    "name a Python whose torch has CUDA: PYTHON=<path> make gpu-check"
+                )
         return {"cuda_archs": info["cuda_archs"], "torch": info["torch_version"]}
 
     def python(self) -> dict:
@@ -144,6 +162,7 @@ class Check:
             except StepError as problem:
                 problems.append(f"{name}: {problem}")
         result = {report.stem: counts(report) for report in reports if report.exists()}
+        problems += [f"{name}: no test ran" for name, total in result.items() if not ran(total)]
         if problems:
             raise StepError(f"{'; '.join(problems)} {json.dumps(result)}")
         return result
@@ -154,8 +173,11 @@ class Check:
         select = ["-R", "Sum"] if self.rehearse else []
         ctest = [tool_of_environment("ctest"), "--test-dir", BUILD, "--output-on-failure", "--no-tests=error"]
         run("cpp", *ctest, "-j", self.jobs, "--output-junit", report, *select, timeout=420)
-        output = run("kernels", self.kernels_program(), timeout=120)
-        return counts(report) | {"kernels": output.splitlines()[-1]}
+        total = counts(report)
+        if not ran(total):
+            raise StepError("no test ran")
+        output = run("kernels", self.kernels_program(), timeout=600)
+        return total | {"kernels": output.splitlines()[-1]}
 
     def sanitizer(self) -> dict:
         """compute-sanitizer: accesses, races, barriers and memory nobody wrote; kernels alone, then through torch."""
@@ -177,7 +199,7 @@ class Check:
             ("racecheck", ["--racecheck-report", "all"], 20_000),
             ("synccheck", [], 20_000),
         ):
-            text = run(f"sanitizer_{name}", *base, "--tool", name, *options, program, largest, timeout=180)
+            text = run(f"sanitizer_{name}", *base, "--tool", name, *options, program, largest, timeout=900)
             done[name] = summary_of(text)
         tests = "same_bits_for_any_alignment or beyond_the_ends or strides_of_input"
         text = run(
@@ -198,7 +220,7 @@ class Check:
             "tests/python/test_cuda.py",
             "-k",
             f"({tests}) and (float32 or bfloat16 or chunk)",
-            timeout=300,
+            timeout=900,
             PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # every tensor an allocation of its own
         )
         return done | {"memcheck through torch": summary_of(text)}
@@ -211,15 +233,19 @@ class Check:
         else:
             flags = ["-std=c++20", "-O3", "-arch=native"]
             run("compile_approximations", nvcc(), *flags, source, "-o", program, timeout=120)
-        rows = json.loads(run("approximations", program, *(["100003"] if self.rehearse else []), timeout=120))
+        rows = json_in(run("approximations", program, *(["100003"] if self.rehearse else []), timeout=120))
         for row, bound in zip(rows, (2, 1, 8), strict=True):  # PTX's bounds; what the float64 kernels need
             if not row["max_error"] <= bound:
                 raise StepError(f"{row['instruction']} is off by {row['max_error']}, at most {bound} is relied on")
+            if row["surprises"]:
+                raise StepError(
+                    f"{row['instruction']}: special values are not what PTX promises, {row['surprises']} of them"
+                )
         return {row.pop("instruction"): row for row in rows}
 
     def digest(self) -> dict:
         """The bits of dλ, to be compared between models of GPU."""
-        return json.loads(run("digest", PYTHON, "tests/gpu/digest.py", self.device, timeout=180))
+        return json_in(run("digest", PYTHON, "tests/gpu/digest.py", self.device, timeout=180))
 
     def kernels_program(self) -> Path:
         """tests/gpu/kernels.cpp, built against the kernels of the build."""
@@ -309,7 +335,7 @@ def main() -> int:
 
 def write_result(rows: list[dict]) -> None:
     try:
-        machine = json.loads(run("machine", PYTHON, "benchmarks/gpu.py", timeout=120))
+        machine = json_in(run("machine", PYTHON, "benchmarks/gpu.py", timeout=120))
     except (StepError, ValueError) as problem:
         machine = {"unknown": str(problem)}
     RESULT.parent.mkdir(exist_ok=True)
