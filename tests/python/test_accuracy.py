@@ -11,8 +11,6 @@ import lambda_gelu
 from lambda_gelu import _C
 
 mpmath = pytest.importorskip("mpmath")
-hypothesis = pytest.importorskip("hypothesis")
-given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 mpmath.mp.dps = 50
 
@@ -199,32 +197,55 @@ def test_non_finite_inputs_and_zeros(target, dtype, hardness):
 
 # --- properties ------------------------------------------------------------------------------------------------------
 
-any_hardness = st.floats(min_value=2.0**-10, max_value=2.0**13, width=32)
-any_finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+@pytest.fixture(scope="module")
+def hypothesis():
+    return pytest.importorskip("hypothesis")
 
 
-@given(x=st.floats(-6, 6), hardness=st.floats(0.5, 100))
-@settings(max_examples=200, deadline=None)
-def test_is_gelu_of_the_scaled_input(target, x, hardness):
-    y = value(target, torch.tensor([x], dtype=torch.float64), hardness)
-    gelu = torch.nn.functional.gelu(torch.tensor([x * hardness], dtype=torch.float64)) / hardness
-    # PyTorch's own GELU cancels in the negative tail: absolute there, relative elsewhere.
-    assert y.item() == pytest.approx(gelu.item(), rel=1e-14, abs=2e-15 * max(1, abs(x)))
+@pytest.fixture(scope="module")
+def st(hypothesis):
+    return hypothesis.strategies
+
+
+@pytest.fixture(scope="module")
+def any_finite(st):
+    return st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def test_is_gelu_of_the_scaled_input(target, hypothesis, st):
+    @hypothesis.given(x=st.floats(-6, 6), hardness=st.floats(0.5, 100))
+    @hypothesis.settings(max_examples=200, deadline=None)
+    def check(x, hardness):
+        y = value(target, torch.tensor([x], dtype=torch.float64), hardness)
+        gelu = torch.nn.functional.gelu(torch.tensor([x * hardness], dtype=torch.float64)) / hardness
+        # PyTorch's own GELU cancels in the negative tail: absolute there, relative elsewhere.
+        assert y.item() == pytest.approx(gelu.item(), rel=1e-14, abs=2e-15 * max(1, abs(x)))
+
+    check()
 
 
 @pytest.mark.parametrize("dtype", ALL_DTYPES, ids=str)
-@given(values=st.lists(any_finite, min_size=1, max_size=40), hardness=any_hardness)
-@settings(max_examples=100, deadline=None)
-def test_never_above_relu(target, dtype, values, hardness):
-    x = torch.tensor(values, dtype=torch.float64).to(dtype)
-    y = value(target, x, hardness)
-    assert (torch.relu(x) - y >= 0)[x.isfinite()].all()
+def test_never_above_relu(target, dtype, hypothesis, st, any_finite):
+    any_hardness = st.floats(min_value=2.0**-10, max_value=2.0**13, width=32)
+
+    @hypothesis.given(values=st.lists(any_finite, min_size=1, max_size=40), hardness=any_hardness)
+    @hypothesis.settings(max_examples=100, deadline=None)
+    def check(values, hardness):
+        x = torch.tensor(values, dtype=torch.float64).to(dtype)
+        y = value(target, x, hardness)
+        assert (torch.relu(x) - y >= 0)[x.isfinite()].all()
+
+    check()
 
 
-@given(values=st.lists(any_finite, min_size=1, max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_tends_to_relu(target, values):
-    x = torch.tensor(values, dtype=torch.float32)
-    gap = torch.relu(x).double() - value(target, x, 1e30).double()
-    # e(x) <= max over z of |z| Φ(-|z|), divided by λ
-    assert (gap <= 0.17 / 1e30).all()
+def test_tends_to_relu(target, hypothesis, st, any_finite):
+    @hypothesis.given(values=st.lists(any_finite, min_size=1, max_size=40))
+    @hypothesis.settings(max_examples=100, deadline=None)
+    def check(values):
+        x = torch.tensor(values, dtype=torch.float32)
+        gap = torch.relu(x).double() - value(target, x, 1e30).double()
+        # e(x) <= max over z of |z| Φ(-|z|), divided by λ
+        assert (gap <= 0.17 / 1e30).all()
+
+    check()

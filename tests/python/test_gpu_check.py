@@ -1,5 +1,6 @@
 """scripts/gpu_check.py and benchmarks/bench_cuda.py without a GPU: what they refuse, and that their code works."""
 
+import json
 import runpy
 import shutil
 import subprocess
@@ -38,8 +39,19 @@ def test_the_scan_of_the_approximations_finds_correct_rounding_correct():
     assert "approximations  passed" in result.stdout
 
 
+def test_a_result_is_found_among_warnings():
+    json_in = runpy.run_path(str(SCRIPT))["json_in"]
+    assert json_in('a.py:3: UserWarning: {no}\n  x = [1]\n{\n "a": [1]\n}\nmore\n') == {"a": [1]}
+
+
+def test_the_digest_of_every_dtype_and_cut_is_another():
+    digest = run(ROOT / "tests" / "gpu" / "digest.py", "cpu")
+    assert digest.returncode == 0, digest.stderr
+    found = json.loads(digest.stdout)
+    assert "planes of 49, bfloat16" in found and len(set(found.values())) == len(found) == 16
+
+
 def test_the_benchmark_runs_dry_and_refuses_to_call_that_a_measurement():
-    pytest.importorskip("tqdm")
     refused = run(BENCHMARK, "--device", "cpu")
     assert refused.returncode == 2 and "add --quick" in refused.stderr
     dry = run(BENCHMARK, "--device", "cpu", "--quick", "--only", "latency 1024")
