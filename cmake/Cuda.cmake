@@ -1,6 +1,6 @@
 # Decides whether the CUDA kernels are built, by which nvcc and for which GPUs, and enables the language.
 #
-#   LAMBDA_GELU_CUDA          AUTO: where nvcc is found and compiles a kernel. ON: or stop. OFF: no CUDA kernels.
+#   LAMBDA_GELU_CUDA          AUTO: where nvcc is found and builds a kernel. ON: or stop. OFF: no CUDA kernels.
 #   nvcc                      CMAKE_CUDA_COMPILER, else the environment's CUDACXX, CUDA_HOME, CUDA_PATH, PATH, else
 #                             /usr/local/cuda
 #   architectures             CMAKE_CUDA_ARCHITECTURES, else TORCH_CUDA_ARCH_LIST (variable or environment, in torch's
@@ -103,10 +103,10 @@ function(_lg_requested_architectures nvcc out origin)
   set(${origin} "${from}" PARENT_SCOPE)
 endfunction()
 
-# Compiles a kernel: costs less than the second configure of check_language(), and shows what that does not, a host
-# compiler or an architecture that nvcc refuses. why_not: empty, or its complaint.
+# Compiles and links a kernel: costs less than the second configure of check_language(), and shows what that does not, a
+# host compiler or an architecture that nvcc refuses, or a toolkit without the runtime. why_not: empty, or its complaint.
 function(_lg_try_nvcc nvcc host_compiler architectures why_not)
-  set(command "${nvcc}" -std=c++20 -ccbin "${host_compiler}" -c trial.cu -o trial.o)
+  set(command "${nvcc}" -std=c++20 -ccbin "${host_compiler}" -cudart static trial.cu -o trial)
   foreach(architecture IN LISTS architectures)
     if(architecture MATCHES "^([0-9]+[af]?)")
       list(APPEND command -gencode "arch=compute_${CMAKE_MATCH_1},code=sm_${CMAKE_MATCH_1}")
@@ -130,7 +130,7 @@ function(_lg_try_nvcc nvcc host_compiler architectures why_not)
   if(NOT output)
     set(output "${result}")
   endif()
-  set(${why_not} "${nvcc} does not compile a kernel: ${output}" PARENT_SCOPE)
+  set(${why_not} "${nvcc} does not compile and link a kernel: ${output}" PARENT_SCOPE)
 endfunction()
 
 set(LAMBDA_GELU_HAS_CUDA OFF)
