@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from machine_code import find_cuobjdump, find_nvcc
+from machine_code import find_cuobjdump, find_nvcc, release
 
 FOLDER = "triton/backends/nvidia/bin"
 
@@ -39,7 +39,8 @@ def main() -> None:
     def say(text: str) -> None:
         print("fetch_cuobjdump:", text, file=sys.stderr)
 
-    if find_nvcc() is None:
+    nvcc = find_nvcc()
+    if nvcc is None:
         return
     if found := find_cuobjdump():
         say(f"using {found}")
@@ -56,7 +57,11 @@ def main() -> None:
     except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         say(f"not fetched, so machine code is not counted: {error}")
     else:
-        say(f"cuobjdump and nvdisasm are in {destination}")
+        if find_cuobjdump():
+            say(f"cuobjdump and nvdisasm are in {destination}")
+        else:
+            theirs, ours = (".".join(map(str, release(tool))) for tool in (destination / "cuobjdump", nvcc))
+            say(f"not counting machine code: the tools of triton are of CUDA {theirs}, nvcc is of the newer {ours}")
 
 
 if __name__ == "__main__":
