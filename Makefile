@@ -16,7 +16,8 @@ help:
 	@echo "make build    the package in .venv, nothing else"
 	@echo "make bench    benchmarks; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make check-cuda-wheel   the wheel beside a CUDA build of PyTorch (5 GB; needs nvcc, no GPU)"
-	@echo "make gpu-check  the proof of the CUDA kernels on a GPU;  make gpu-bench  their speed (docs/gpu.md)"
+	@echo "make gpu-check  the proof of the CUDA kernels on a GPU, or STEPS=\"python cpp\" of it (docs/gpu.md)"
+	@echo "make gpu-bench  their speed on a GPU; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make lint     formatting and static checks;  make format  applies them"
 
 .venv/.ready: scripts/bootstrap.sh
