@@ -41,7 +41,7 @@ def describe() -> dict:
         "family_model": f"{cpu.get('CPU family', '?')}/{cpu.get('Model', '?')}",
         "caches": {name: cpu[name] for name in ("L1d cache", "L1d", "L2 cache", "L2", "L3 cache", "L3") if name in cpu},
         "cores": os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": " ".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lambda_gelu": lambda_gelu.build_info(),
