@@ -1,7 +1,7 @@
 """scripts/gpu_check.py and benchmarks/bench_cuda.py without a GPU: what they refuse, and that their code works."""
 
+import importlib.util
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,8 +18,16 @@ def run(script, *arguments):
     return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_without_a_gpu_the_check_says_so_in_one_sentence_and_builds_nothing():
-    if not runpy.run_path(str(SCRIPT))["gpu_lacks"]():
+@pytest.fixture
+def gpu_check():
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_a_gpu_the_check_says_so_in_one_sentence_and_builds_nothing(gpu_check):
+    if not gpu_check.gpu_lacks():
         pytest.skip("there is a GPU")
     result = run(SCRIPT)
     assert result.returncode == 2 and not result.stdout
@@ -39,9 +47,33 @@ def test_the_scan_of_the_approximations_finds_correct_rounding_correct():
     assert "approximations  passed" in result.stdout
 
 
-def test_a_result_is_found_among_warnings():
-    json_in = runpy.run_path(str(SCRIPT))["json_in"]
-    assert json_in('a.py:3: UserWarning: {no}\n  x = [1]\n{\n "a": [1]\n}\nmore\n') == {"a": [1]}
+def test_special_values_that_surprise_fail_the_step(gpu_check, monkeypatch):
+    rows = [{"instruction": name, "max_error": 0.5, "surprises": 0} for name in ("ex2", "rcp", "rcp.f64")]
+    monkeypatch.setattr(gpu_check, "run", lambda *arguments, **options: json.dumps(rows))
+    check = gpu_check.Check(rehearse=True, jobs=1)
+    assert list(check.approximations()) == ["ex2", "rcp", "rcp.f64"]
+    rows[1]["surprises"] = 5
+    with pytest.raises(gpu_check.StepError, match="rcp: special values are not what PTX promises, 5 of them"):
+        check.approximations()
+
+
+def test_a_failure_is_told_although_no_test_ran(gpu_check, monkeypatch, tmp_path):
+    def run(name, *arguments, **options):
+        if name == "xdist":
+            return "False"
+        (tmp_path / f"{name}.xml").write_text('<testsuites><testsuite tests="1" skipped="1"/></testsuites>')
+        if name == "python":
+            raise gpu_check.StepError("exit code 1")
+        return ""
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
+    with pytest.raises(gpu_check.StepError, match="python: exit code 1; .*; python_cuda: no test ran"):
+        gpu_check.Check(rehearse=False, jobs=1).python()
+
+
+def test_a_result_is_found_among_warnings(gpu_check):
+    assert gpu_check.json_in('a.py:3: UserWarning: {no}\n  x = [1]\n{\n "a": [1]\n}\nmore\n') == {"a": [1]}
 
 
 def test_the_digest_of_every_dtype_and_cut_is_another():
