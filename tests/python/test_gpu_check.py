@@ -68,7 +68,7 @@ def test_a_failure_is_told_although_no_test_ran(gpu_check, monkeypatch, tmp_path
 
     monkeypatch.setattr(gpu_check, "run", run)
     monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
-    with pytest.raises(gpu_check.StepError, match="python: exit code 1; .*; python_cuda: no test ran"):
+    with pytest.raises(gpu_check.StepError, match=r"python: exit code 1; .*; python_cuda: no test ran"):
         gpu_check.Check(rehearse=False, jobs=1).python()
 
 
