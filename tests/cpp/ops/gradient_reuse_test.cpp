@@ -1,4 +1,5 @@
 // dx is written into the incoming gradient exactly where nobody else can see that gradient.
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 #include <lambda_gelu/ops/functional.h>
 #include <lambda_gelu/ops/gradient_reuse.h>

@@ -1,6 +1,7 @@
 // Values of the operator and its backward: dtypes, layouts, devices, threads.
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 #include <lambda_gelu/math/hardness.h>
 #include <lambda_gelu/ops/functional.h>
