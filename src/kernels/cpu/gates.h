@@ -1,8 +1,8 @@
 // The constants of every lambda of one call.
 #pragma once
 
-#include <kernels/geometry.h>
 #include <kernels/gate.h>
+#include <kernels/geometry.h>
 
 #include <cstddef>
 #include <memory>

@@ -3,8 +3,8 @@
 
 #include <kernels/cpu/gates.h>
 #include <kernels/cpu/gather.h>
-#include <kernels/geometry.h>
 #include <kernels/cpu/plan.h>
+#include <kernels/geometry.h>
 
 #include <cstdint>
 #include <memory>

@@ -191,7 +191,8 @@ struct DoubleFormula {
     const auto ratio = polynomial(w, square, RationalDouble::p) / polynomial(w, square, RationalDouble::q);
     auto exp = polynomial(r, r * r, ExpPolynomialDouble::p);
     LG_EACH exp.v[u] = hn::BitCast(
-        D(), hn::Sub(hn::BitCast(bits, exp.v[u]), hn::ShiftLeft<ExpPolynomialDouble::shift>(hn::BitCast(bits, sum.v[u]))));
+        D(),
+        hn::Sub(hn::BitCast(bits, exp.v[u]), hn::ShiftLeft<ExpPolynomialDouble::shift>(hn::BitCast(bits, sum.v[u]))));
     return {a, w, zero_beyond(gate.limit, ax, exp), ratio};
   }
   template <int U>
