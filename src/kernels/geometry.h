@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace lambda_gelu::kernels {
 
@@ -30,5 +31,14 @@ struct Operand {
   const std::int64_t* sizes = nullptr;
   const std::int64_t* strides = nullptr;
 };
+
+struct Dimension {
+  std::int64_t size, stride;
+};
+
+/// The dimensions of an operand, outermost first, without those of size 1; neighbours that are one longer run of memory
+/// together are one. None: a dense operand, or one element. Throws std::invalid_argument where `operand` (called
+/// `name`) has not `size` elements.
+std::vector<Dimension> merged_dimensions(const char* name, const Operand& operand, std::int64_t size);
 
 }  // namespace lambda_gelu::kernels

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
 namespace lambda_gelu::kernels {
 namespace {
@@ -25,23 +23,7 @@ void copy_run(const char* from, std::int64_t stride, std::int64_t size, char* to
 
 Source::Source(const char* name, const Operand& operand, std::int64_t size, std::int64_t element_size)
     : data_(static_cast<const char*>(operand.data)), element_size_(element_size) {
-  if (operand.ndim == 0) return;
-  std::vector<Dimension> dimensions;
-  std::int64_t elements = 1;
-  for (int i = 0; i < operand.ndim; ++i) {
-    elements *= operand.sizes[i];
-    if (operand.sizes[i] == 1) continue;
-    const Dimension next{operand.sizes[i], operand.strides[i]};
-    if (!dimensions.empty() && dimensions.back().stride == next.size * next.stride) {
-      dimensions.back() = {dimensions.back().size * next.size, next.stride};
-    } else {
-      dimensions.push_back(next);
-    }
-  }
-  if (elements != size) {
-    throw std::invalid_argument(std::string(name) + " must have " + std::to_string(size) + " elements, got " +
-                                std::to_string(elements));
-  }
+  std::vector<Dimension> dimensions = merged_dimensions(name, operand, size);
   const bool contiguous = dimensions.empty() || (dimensions.size() == 1 && dimensions[0].stride == 1);
   if (!contiguous) strided_ = std::make_unique<std::vector<Dimension>>(std::move(dimensions));
 }

@@ -26,9 +26,6 @@ class Source {
   void gather(std::int64_t first, std::int64_t size, void* to) const;
 
  private:
-  struct Dimension {
-    std::int64_t size, stride;
-  };
   const char* data_;
   std::int64_t element_size_;
   std::unique_ptr<std::vector<Dimension>> strided_;  // outermost first, merged where memory allows
