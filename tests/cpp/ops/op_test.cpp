@@ -7,7 +7,6 @@
 #include <lambda_gelu/ops/functional.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <limits>
 #include <tuple>
 
 #include "testing.h"
@@ -15,28 +14,12 @@
 namespace lambda_gelu::testing {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 class DTypes : public ::testing::TestWithParam<at::ScalarType> {
  protected:
   void SetUp() override { at::manual_seed(0); }
 };
 INSTANTIATE_TEST_SUITE_P(Op, DTypes, ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf),
                          [](const auto& param) { return std::string(c10::toString(param.param)); });
-
-at::Tensor hardness_for(const at::Tensor& input, int64_t channel_dim) {
-  return at::rand({input.size(channel_dim)}, at::kDouble) * 3 + 0.5;
-}
-
-// d input and d hardness of sum(g * reference) by PyTorch's own GELU in double.
-std::tuple<at::Tensor, at::Tensor> reference_gradients(const at::Tensor& g, const at::Tensor& input,
-                                                       const at::Tensor& hardness, int64_t channel_dim) {
-  const auto x = input.detach().to(at::kDouble).contiguous().requires_grad_();
-  const auto l = hardness.detach().to(at::kDouble).requires_grad_();
-  const auto grads = torch::autograd::grad({reference(x, l, channel_dim)}, {x, l}, {g.to(at::kDouble)});
-  return {grads[0], grads[1]};
-}
 
 TEST_P(DTypes, EqualsScaledGeluInEveryLayoutAndChannelDimension) {
   for (const auto& layout : layouts()) {

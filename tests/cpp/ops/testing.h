@@ -3,13 +3,19 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace lambda_gelu::testing {
+
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 struct Layout {
   std::string name;
@@ -45,6 +51,20 @@ inline at::Tensor broadcastable(const at::Tensor& hardness, int64_t channel_dim,
 inline at::Tensor reference(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim = 1) {
   const auto lambda = broadcastable(hardness, channel_dim, input.dim());
   return at::gelu(input.to(at::kDouble) * lambda) / lambda;
+}
+
+/// One lambda per index of `channel_dim`, in [0.5, 3.5), in double.
+inline at::Tensor hardness_for(const at::Tensor& input, int64_t channel_dim) {
+  return at::rand({input.size(channel_dim)}, at::kDouble) * 3 + 0.5;
+}
+
+/// d input and d hardness of sum(g * reference) by PyTorch's own GELU in double.
+inline std::tuple<at::Tensor, at::Tensor> reference_gradients(const at::Tensor& g, const at::Tensor& input,
+                                                              const at::Tensor& hardness, int64_t channel_dim) {
+  const auto x = input.detach().to(at::kDouble).contiguous().requires_grad_();
+  const auto l = hardness.detach().to(at::kDouble).requires_grad_();
+  const auto grads = torch::autograd::grad({reference(x, l, channel_dim)}, {x, l}, {g.to(at::kDouble)});
+  return {grads[0], grads[1]};
 }
 
 /// Half an ULP for rounding the result to `dtype`, doubled; in float32 and float64, room for the kernel's own error.

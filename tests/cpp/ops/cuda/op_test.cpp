@@ -3,7 +3,6 @@
 #include <simt.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -15,25 +14,9 @@
 namespace lambda_gelu::testing {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-
 class CudaDTypes : public CudaTest, public ::testing::WithParamInterface<at::ScalarType> {};
 INSTANTIATE_TEST_SUITE_P(Op, CudaDTypes, ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf),
                          [](const auto& param) { return std::string(c10::toString(param.param)); });
-
-at::Tensor hardness_for(const at::Tensor& input, int64_t channel_dim) {
-  return at::rand({input.size(channel_dim)}, at::kDouble) * 3 + 0.5;
-}
-
-// d input and d hardness of sum(g * reference) by PyTorch's own GELU in double.
-std::tuple<at::Tensor, at::Tensor> reference_gradients(const at::Tensor& g, const at::Tensor& input,
-                                                       const at::Tensor& hardness, int64_t channel_dim) {
-  const auto x = input.detach().to(at::kDouble).contiguous().requires_grad_();
-  const auto l = hardness.detach().to(at::kDouble).requires_grad_();
-  const auto grads = torch::autograd::grad({reference(x, l, channel_dim)}, {x, l}, {g.to(at::kDouble)});
-  return {grads[0], grads[1]};
-}
 
 TEST_P(CudaDTypes, EqualsScaledGeluInEveryLayoutAndChannelDimension) {
   for (const auto& layout : layouts()) {
