@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import lambda_gelu
-from gpu import describe_gpu
+from gpu import describe_gpu, peak_bytes
 from machine import write
 
 try:
@@ -80,14 +80,7 @@ class Cuda:
         return torch.cuda.mem_get_info()[0] > size
 
     def peak(self, call: Call) -> int:
-        """Bytes that a call takes above what was there before."""
-        call()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_bytes(call)
 
 
 class Host:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,6 +44,18 @@ def describe_gpu() -> dict:
             "driver": _first_line(*query),
         }
     return description
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Bytes of the current GPU that a call takes above what was there before. The first call is to warm up."""
+    torch.cuda.empty_cache()  # a block that others left counts in full, however little of it is asked for
+    call()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import contextlib
 import copy
 import ctypes
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,9 @@ from torch.profiler import ProfilerActivity as Activity
 
 import lambda_gelu
 from lambda_gelu import LambdaGELU, softplus_lambda_gelu
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from gpu import peak_bytes
 
 pytestmark = [pytest.mark.only("cuda"), pytest.mark.usefixtures("device")]
 
@@ -699,18 +704,6 @@ def test_compiles_with_the_default_backend():
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def peak(function):
-    """Bytes that function() takes above what was there before."""
-    torch.cuda.empty_cache()  # a block that others left counts in full, however little of it is asked for
-    function()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 # Elements that a partial sum of 8 bytes is made of, at least.
 FOR_A_SUM = {
     (2**26,): {torch.float32: 2**13, torch.bfloat16: 2**13},
@@ -742,9 +735,9 @@ def test_peak_memory_is_that_of_gelu_and_the_partial_sums(dtype, shape):
         with torch.no_grad():
             return F.gelu(x)
 
-    assert peak(ours_forward) <= peak(pytorchs_forward)
+    assert peak_bytes(ours_forward) <= peak_bytes(pytorchs_forward)
     sums = 8 * x.numel() // FOR_A_SUM[shape][dtype]
-    assert peak(ours) < peak(pytorchs) + max(2**20, sums + 2**14)  # dλ, and what the allocator rounds up
+    assert peak_bytes(ours) < peak_bytes(pytorchs) + max(2**20, sums + 2**14)  # dλ, and what the allocator rounds up
 
 
 def test_out_of_memory_in_backward_is_pytorchs_error_and_leaves_everything_as_it_was():
@@ -780,11 +773,11 @@ def test_gradient_reuse_saves_the_memory_of_dx():
         return torch.autograd.grad(loss, (x, raw), retain_graph=True)
 
     before = lambda_gelu.gradient_reuse_count()
-    with_reuse = peak(step)
+    with_reuse = peak_bytes(step)
     assert lambda_gelu.gradient_reuse_count() == before + 2
     lambda_gelu.set_gradient_reuse(False)
     try:
-        without = peak(step)
+        without = peak_bytes(step)
     finally:
         lambda_gelu.set_gradient_reuse(True)
     assert with_reuse <= without - x.numel() * x.element_size() + 2**10
