@@ -84,13 +84,19 @@ tools="scikit-build-core>=0.11 numpy pytest hypothesis mpmath scikit-learn matpl
 command -v ninja >/dev/null || tools="$tools ninja"
 cmake --version 2>/dev/null | awk 'NR == 1 { split($3, v, "."); exit !(v[1] > 3 || (v[1] == 3 && v[2] >= 25)) }' ||
   tools="$tools cmake"
+# What the integrations are tested against. timm is absent: it needs torchvision, which has to match the build of torch.
+tools="$tools transformers lightning accelerate safetensors tensorboard onnx onnxscript onnxruntime"
+# None of them may replace the torch that the package is built against.
+.venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >.venv/constraints.txt
 missing=$(missing_of $tools)
 if [ -n "$missing" ]; then
   say "installing Python tools:" $missing
-  if pip install $missing 2>build-pip.log; then
+  if pip install -c .venv/constraints.txt $missing 2>build-pip.log; then
     rm -f build-pip.log
   else
-    for tool in $missing; do pip install --retries 0 "$tool" 2>>build-pip.log || true; done
+    for tool in $missing; do
+      pip install -c .venv/constraints.txt --retries 0 "$tool" 2>>build-pip.log || true
+    done
   fi
 fi
 for tool in $(missing_of $tools); do
@@ -98,7 +104,7 @@ for tool in $(missing_of $tools); do
     scikit-build-core* | cmake) say "$tool is missing and could not be installed (see build-pip.log): nothing can be built"; exit 1 ;;
     ninja) cost="make builds instead" ;;
     pytest) cost="no Python tests" ;;
-    numpy | hypothesis | mpmath) cost="the tests that import it are skipped" ;;
+    numpy | hypothesis | mpmath | transformers | lightning | accelerate | safetensors | tensorboard | onnx*) cost="the tests that import it are skipped" ;;
     scikit-learn | matplotlib | tqdm) cost="no make demo; its tests are skipped" ;;
     *) cost="no make lint" ;;
   esac

@@ -14,7 +14,7 @@ from ._torch_version import check_torch_version as _check_torch_version
 
 _check_torch_version(_build_info.torch_version, _torch.__version__)
 
-from . import _C, relu_gap  # noqa: E402
+from . import _C, relu_gap, rules  # noqa: E402, F401
 from .functional import (  # noqa: E402
     gradient_reuse_count,
     gradient_reuse_enabled,

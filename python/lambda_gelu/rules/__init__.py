@@ -1,0 +1,8 @@
+"""What PyTorch's transforms have to be told about the operators, one file each.
+
+They exist in Python only, so their rules do too (docs/architecture.md).
+"""
+
+from . import vmap
+
+vmap.register()
