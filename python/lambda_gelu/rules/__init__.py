@@ -3,6 +3,7 @@
 They exist in Python only, so their rules do too (docs/architecture.md).
 """
 
-from . import vmap
+from . import sharding, vmap
 
+sharding.register_with_dtensor()
 vmap.register()
