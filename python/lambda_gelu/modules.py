@@ -108,6 +108,8 @@ class LambdaGELU(nn.Module):
             raw = self.raw_hardness
         if self._is_frozen_now():
             override = self.hardness_override
+            if type(raw) is not nn.Parameter:
+                override = _beside(raw, override)
             # Every override is positive: this is the override, with a zero gradient for raw_hardness.
             return _lambda_gelu(input, torch.where(override > 0, override, raw), self.channel_dim)
         return _lambda_gelu(input, raw, self.channel_dim, self._temperature)
@@ -171,7 +173,7 @@ class LambdaGELU(nn.Module):
         if not self.is_frozen:
             return
         # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
-        raw = _whole(self.raw_hardness.detach()).clone()
+        raw = self._whole_raw().detach().clone()
         changed = self._learned_hardness().detach() != self.hardness_override
         raw[changed] = self._raw_from_hardness(self.hardness_override[changed].to("cpu", torch.float64)).to(raw)
         self._write_raw(raw)
@@ -266,16 +268,30 @@ class LambdaGELU(nn.Module):
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _learned_hardness(self) -> Tensor:
-        raw = _whole(self.raw_hardness)
+        raw = self._whole_raw()
         double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
         if raw.dtype == torch.float64:
-            return self._with_exact_value(hardness)
+            return self._with_exact_value(hardness, raw.detach())
         return hardness.to(torch.float32)
 
-    def _with_exact_value(self, hardness: Tensor) -> Tensor:
+    def _whole_raw(self) -> Tensor:
+        """s of all channels; where ranks hold a part each (DTensor), every rank must ask."""
+        self._refuse_missing_elements()
+        raw: Any = self.raw_hardness
+        return raw.full_tensor() if hasattr(raw, "full_tensor") else raw
+
+    def _refuse_missing_elements(self) -> None:
+        """A DTensor has them all, wherever they lie."""
+        if self.raw_hardness.numel() != self.num_parameters:
+            raise ValueError(
+                f"raw_hardness has {self.raw_hardness.numel()} of {self.num_parameters} elements here, as "
+                "FullyShardedDataParallel (FSDP1) leaves it outside of forward: do this on every rank inside "
+                "FullyShardedDataParallel.summon_full_params(model), or use fully_shard (FSDP2) instead"
+            )
+
+    def _with_exact_value(self, hardness: Tensor, raw: Tensor) -> Tensor:
         """The kernels' λ to the last bit of float64, where torch's softplus may be an ULP off; same gradient."""
-        raw = self.raw_hardness.detach()
         if type(raw) is not Tensor or raw.device.type != "cpu" or torch.compiler.is_compiling():
             return hardness
         if not bool(raw.isfinite().all()):
@@ -285,6 +301,7 @@ class LambdaGELU(nn.Module):
 
     @torch.no_grad()
     def _write_raw(self, values: Tensor) -> None:
+        self._refuse_missing_elements()
         raw: Any = self.raw_hardness
         values = values.to(raw.device, raw.dtype)
         if hasattr(raw, "full_tensor"):
@@ -362,9 +379,14 @@ class LambdaGELU(nn.Module):
         return raw
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """What is behind a sharded parameter (FSDP2), for which every rank must ask; any other tensor as it is."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def _beside(raw: Tensor, override: Tensor) -> Tensor:
+    """The override, which every rank has in full, as an operand beside an s that may be a DTensor."""
+    if not hasattr(raw, "device_mesh"):
+        return override
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415 - costs half a second
+
+    mesh: Any = raw.device_mesh
+    return DTensor.from_local(override, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _refuse_unless(valid: Tensor, values: Tensor, message: str) -> None:
