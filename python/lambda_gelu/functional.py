@@ -101,6 +101,8 @@ def gradient_reuse_count() -> int:
 def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
+    if torch.compiler.is_exporting():
+        _refuse_unknown(hardness)
     if isinstance(hardness, bool) or not isinstance(hardness, (int, float)):
         raise TypeError(f"hardness must be a Tensor or a float, got {type(hardness).__name__}")
     if not (math.isfinite(hardness) and hardness > 0):
@@ -109,3 +111,14 @@ def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
     if not torch.finfo(dtype).tiny <= hardness <= torch.finfo(dtype).max:
         raise ValueError(f"hardness must be finite and positive in {dtype}, got {hardness}")
     return torch.full((1,), hardness, dtype=dtype, device=input.device)
+
+
+def _refuse_unknown(hardness: float) -> None:
+    """Raises for a number that a program being exported reads from a tensor, which has no value while it is traced."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, guard_or_true  # noqa: PLC0415 - brings sympy
+
+    if guard_or_true(hardness > 0) != guard_or_false(hardness > 0):
+        raise ValueError(
+            "hardness must be known while a program is exported, got a number read from a tensor (float(tensor) or "
+            "tensor.item()): give the tensor itself, of shape (1,)"
+        )
