@@ -38,13 +38,21 @@ class LambdaGELU(nn.Module):
     A copy into ``hardness_override`` in place, as ``torch.optim.swa_utils.AveragedModel`` makes, freezes or unfreezes
     as well. Leave its ``use_buffers`` at False: an average of buffers with NaN (learned) would be NaN.
 
+    s needs more than 16 bits: the neighbours of a bfloat16 are 0.4 to 0.8 % apart, so that small steps of an optimizer
+    round to nothing and λ stands still. A model that is cast to bfloat16 or float16 (``model.bfloat16()``,
+    ``model.to(torch.float16)``) therefore keeps s and the override in float32 or float64, and λ is learned as before.
+    Beside bfloat16 weights, FSDP2 up to PyTorch 2.13 asks for a group of its own (``fully_shard(site)`` before its
+    parent); float32 parameters with a ``MixedPrecisionPolicy`` need nothing. A 16-bit `dtype` that is asked for here
+    is obeyed.
+
     Args:
         num_parameters: number of λ: 1, or the number of channels.
         init_hardness: λ at the start, finite and above 1; a float or a tensor of ``num_parameters`` values.
             Default None: s = 0, that is λ = 1 + ln 2 ≈ 1.693 for any τ (our choice, the paper does not give its own).
         temperature: τ, finite and positive. Default 0.1 (ours).
         channel_dim: dimension of the input that has one λ per index, where ``num_parameters`` > 1. Default 1, as PReLU.
-        device, dtype: of ``raw_hardness``: float32, float64, bfloat16 or float16.
+        device, dtype: of ``raw_hardness``: float32, float64, bfloat16 or float16. Default: torch's default dtype, or
+            float32 where that has 16 bits.
 
     Shape:
         - Input: any; with ``num_parameters`` > 1, ``input.size(channel_dim) == num_parameters``.
@@ -76,7 +84,8 @@ class LambdaGELU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype is None:
+            dtype = precise_dtype(torch.get_default_dtype())
         if dtype not in _DTYPES:
             raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
         self.num_parameters = _checked_int("num_parameters", num_parameters)
@@ -89,8 +98,8 @@ class LambdaGELU(nn.Module):
         self._seen_version: int | None = None  # of hardness_override, when _frozen was taken from it
         self._substituted = 0  # nesting depth of relu_substituted()
         self.raw_hardness = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
-        override_dtype = dtype if dtype in _PRECISE_DTYPES else torch.float32
-        self.register_buffer("hardness_override", torch.empty(self.num_parameters, device=device, dtype=override_dtype))
+        override = torch.empty(self.num_parameters, device=device, dtype=precise_dtype(dtype))
+        self.register_buffer("hardness_override", override)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,7 +144,9 @@ class LambdaGELU(nn.Module):
 
         Raises:
             ValueError: otherwise; nothing is changed.
+            RuntimeError: inside a forward that is being exported.
         """
+        _refuse_export("set_hardness")
         if self.is_frozen:
             self._write_override(self._checked_override(value), frozen=True)
         else:
@@ -156,6 +167,7 @@ class LambdaGELU(nn.Module):
         Raises:
             ValueError: where the λ that was learned is not finite; nothing is changed.
         """
+        _refuse_export("freeze_hardness")
         if not self.is_frozen:
             hardness = self.hardness.detach()
             if not hardness.is_meta:
@@ -170,6 +182,7 @@ class LambdaGELU(nn.Module):
         Raises:
             ValueError: where an override is not above 1, which no s can express; nothing is changed.
         """
+        _refuse_export("unfreeze_hardness")
         if not self.is_frozen:
             return
         # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
@@ -256,12 +269,14 @@ class LambdaGELU(nn.Module):
         return {**self.__dict__, "_substituted": 0, "_seen_version": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LambdaGELU:
-        precise = self.hardness_override
         frozen = self.is_frozen
-        super()._apply(fn, recurse)
-        if self.hardness_override.dtype not in _PRECISE_DTYPES:
-            # .bfloat16() and .half() must not round the scheduled λ.
-            self.hardness_override = precise.to(self.hardness_override.device)
+
+        def without_rounding(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            rounded = tensor.dtype in _PRECISE_DTYPES and applied.dtype not in _PRECISE_DTYPES
+            return tensor.to(applied.device) if rounded else applied
+
+        super()._apply(without_rounding, recurse)
         self._set_frozen(frozen)  # to_empty() leaves values there that mean nothing
         return self
 
@@ -377,6 +392,11 @@ class LambdaGELU(nn.Module):
         dtype = self.raw_hardness.dtype
         _refuse_unless(raw.to(dtype).isfinite(), hardness, f"hardness is out of the range of {dtype}")
         return raw
+
+
+def precise_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which λ can be kept and learned: float64, or float32 in place of any other."""
+    return dtype if dtype in _PRECISE_DTYPES else torch.float32
 
 
 def _beside(raw: Tensor, override: Tensor) -> Tensor:

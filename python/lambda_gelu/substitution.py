@@ -13,7 +13,7 @@ from torch import nn
 from . import _C
 from ._calls import record_calls
 from ._table import format_table
-from .modules import LambdaGELU
+from .modules import LambdaGELU, precise_dtype
 from .sites import Slot, find_sites, find_slots, refuse_compiled, unwrapped
 
 
@@ -100,7 +100,8 @@ def convert_(
 
     Only ``nn.GELU`` and its subclasses are found: neither ``F.gelu`` calls inside a forward, nor classes that do not
     derive from it, such as transformers' own (``GELUActivation``, ``NewGELUActivation``). Hooks of a replaced module go
-    with it. A new site has device and dtype of the first parameter of its parent, else of the model.
+    with it. A new site has device and dtype of the first parameter of its parent, else of the model; float32 beside 16
+    bits, in which λ could not be learned.
 
     Args:
         model: a model that contains ``nn.GELU``.
@@ -151,7 +152,7 @@ def convert_(
                 temperature=temperature,
                 channel_dim=channel_dim,
                 device=reference.device,
-                dtype=reference.dtype if reference.is_floating_point() else None,
+                dtype=precise_dtype(reference.dtype) if reference.is_floating_point() else None,
             ).train(slot.module.training)
         )
     for slot, replacement in zip(slots, replacements, strict=True):

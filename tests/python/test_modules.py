@@ -510,26 +510,6 @@ def test_copies_compute_the_same_and_are_independent(module, copied):
     assert not torch.equal(twin(x), module(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_casting_does_not_round_a_frozen_hardness(dtype):
-    module = LambdaGELU(2)
-    module.freeze_hardness()
-    module.set_hardness(torch.tensor([7.978845596313477, 1.2345678]))
-    before = module.hardness.tolist()
-    module.to(dtype)
-    assert module.raw_hardness.dtype == dtype
-    assert module.hardness.tolist() == before
-    x = torch.randn(8, 2, dtype=dtype)
-    assert torch.equal(module(x), lambda_gelu.lambda_gelu(x, torch.tensor(before)))
-
-
-def test_a_cast_module_trains_in_its_dtype(module):
-    module.to(torch.bfloat16)
-    y = module(torch.randn(5, 3, dtype=torch.bfloat16))
-    y.float().sum().backward()
-    assert y.dtype == torch.bfloat16 and module.raw_hardness.grad.dtype == torch.bfloat16
-
-
 def test_parameters_to_vector_and_back(module):
     network = nn.Sequential(nn.Linear(3, 3), module)
     vector = nn.utils.parameters_to_vector(network.parameters())
