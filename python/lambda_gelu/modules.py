@@ -409,6 +409,12 @@ def _beside(raw: Tensor, override: Tensor) -> Tensor:
     return DTensor.from_local(override, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
+def _refuse_export(method: str) -> None:
+    """Raises while torch.export traces a forward: what depends on the values of λ would be a constant of the program."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"{method} checks the values of λ and cannot be exported: call it before, on the module")
+
+
 def _refuse_unless(valid: Tensor, values: Tensor, message: str) -> None:
     if not bool(valid.all()):
         raise ValueError(f"{message}; got {values[~valid][0].item()}")
