@@ -410,7 +410,7 @@ def _beside(raw: Tensor, override: Tensor) -> Tensor:
 
 
 def _refuse_export(method: str) -> None:
-    """Raises while torch.export traces a forward: what depends on the values of λ would be a constant of the program."""
+    """Raises while torch.export traces a forward: values of λ would become constants of the program."""
     if torch.compiler.is_exporting():
         raise RuntimeError(f"{method} checks the values of λ and cannot be exported: call it before, on the module")
 
