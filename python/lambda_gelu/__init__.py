@@ -15,6 +15,7 @@ from ._torch_version import check_torch_version as _check_torch_version
 _check_torch_version(_build_info.torch_version, _torch.__version__)
 
 from . import _C, relu_gap, rules  # noqa: E402, F401
+from .conversion import ConversionReport, convert_  # noqa: E402
 from .functional import (  # noqa: E402
     gradient_reuse_count,
     gradient_reuse_enabled,
@@ -26,7 +27,7 @@ from .init import init_hardness_  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
 from .optim import HardnessScheduler, param_groups  # noqa: E402
 from .sites import find_sites  # noqa: E402
-from .substitution import ConversionReport, SubstitutionReport, convert_, relu_substituted, to_relu_  # noqa: E402
+from .substitution import SubstitutionReport, relu_substituted, to_relu_  # noqa: E402
 
 __all__ = [
     "ConversionReport",

@@ -1,8 +1,9 @@
-"""Plain-text tables for reports."""
+"""Reports as plain-text tables and as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -18,3 +19,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def as_lists(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A `dict_factory` for dataclasses.asdict that gives what JSON has: lists for tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in items}

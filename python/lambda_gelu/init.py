@@ -71,7 +71,7 @@ def _in_order_of_execution(
 ) -> dict[str, LambdaGELU]:
     names: dict[nn.Module, str] = {site: name for name, site in sites.items()}
     calls = record_calls(model, sites.values(), example_inputs)
-    ordered = {names[site]: sites[names[site]] for site, _ in calls}
+    ordered = {names[call.module]: sites[names[call.module]] for call in calls}
     if len(ordered) < len(sites):
         missed = [name for name in sites if name not in ordered]
         raise ValueError(f"example_inputs do not reach {', '.join(missed)}")
