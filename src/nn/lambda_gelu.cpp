@@ -74,10 +74,9 @@ LambdaGELUImpl::LambdaGELUImpl(const LambdaGELUOptions& options) : options_(opti
 }
 
 void LambdaGELUImpl::reset() {
-  auto raw = at::empty({num_parameters()}, at::dtype(c10::get_default_dtype_as_scalartype()));
-  auto override = at::empty({num_parameters()}, raw.options().dtype(precise(raw.scalar_type())));
-  raw_hardness = register_parameter("raw_hardness", raw);
-  hardness_override = register_buffer("hardness_override", override);
+  const auto options = at::dtype(precise(c10::get_default_dtype_as_scalartype()));
+  raw_hardness = register_parameter("raw_hardness", at::empty({num_parameters()}, options));
+  hardness_override = register_buffer("hardness_override", at::empty({num_parameters()}, options));
   reset_parameters();
 }
 
@@ -197,9 +196,12 @@ void LambdaGELUImpl::load(torch::serialize::InputArchive& archive) {
 }
 
 void LambdaGELUImpl::to(at::Device device, at::ScalarType dtype, bool non_blocking) {
-  const auto before = hardness_override.detach();
+  const auto raw = raw_hardness.detach();
+  const auto override = hardness_override.detach();
   Cloneable::to(device, dtype, non_blocking);
-  if (!is_precise(dtype)) hardness_override.set_data(before.to(device, non_blocking));
+  if (is_precise(dtype)) return;
+  if (is_precise(raw.scalar_type())) raw_hardness.set_data(raw.to(device, non_blocking));
+  hardness_override.set_data(override.to(device, non_blocking));
 }
 
 void LambdaGELUImpl::to(at::ScalarType dtype, bool non_blocking) {

@@ -82,7 +82,8 @@ class LAMBDA_GELU_API LambdaGELUImpl : public torch::nn::Cloneable<LambdaGELUImp
   std::shared_ptr<torch::nn::Module> clone(const std::optional<at::Device>& device = std::nullopt) const override;
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
-  /// The override stays float32 or float64: a scheduled lambda is not rounded to bfloat16 or float16.
+  /// bfloat16 and float16 leave s and the override in float32 or float64: 16 bits would round a scheduled lambda, and
+  /// lose the small steps in which s is learned.
   void to(at::Device device, at::ScalarType dtype, bool non_blocking = false) override;
   void to(at::ScalarType dtype, bool non_blocking = false) override;
   void to(at::Device device, bool non_blocking = false) override;

@@ -295,7 +295,7 @@ TEST(LambdaGELU, UnfreezingAnUntouchedHardnessGivesSBackToTheLastBit) {
 TEST(LambdaGELU, UnfreezingAfterCastsGivesSBackToo) {
   LambdaGELU site(LambdaGELUOptions(256).channel_dim(0));
   site->to(at::kDouble);
-  site->to(at::kBFloat16);  // the override is float64 now, s bfloat16
+  site->to(at::kBFloat16);
   at::NoGradGuard no_grad;
   site->raw_hardness.uniform_(-2, 2);
   const auto raw = site->raw_hardness.clone();
@@ -325,13 +325,18 @@ TEST(LambdaGELU, FreezingAndUnfreezingTwiceChangesNothing) {
   expect_same(site->hardness(), tensor_of({4}));
 }
 
-TEST(LambdaGELU, CastingRoundsNoScheduledHardness) {
-  LambdaGELU site;
+TEST(LambdaGELU, CastingTo16BitsRoundsNeitherSNorTheHardness) {
+  LambdaGELU site(LambdaGELUOptions().init_hardness(1.7));
+  const auto raw = site->raw_hardness.detach().clone();
+  const auto learned = site->hardness().detach();
+  site->to(at::kBFloat16);
+  expect_same(site->raw_hardness, raw);
+  expect_same(site->hardness(), learned);
   site->freeze_hardness();
   site->set_hardness(7.978845608028654);
   for (auto dtype : {at::kBFloat16, at::kHalf}) {
     site->to(dtype);
-    EXPECT_EQ(site->raw_hardness.scalar_type(), dtype);
+    EXPECT_EQ(site->raw_hardness.scalar_type(), at::kFloat);
     expect_same(site->hardness(), tensor_of({7.978845608028654}));
   }
   EXPECT_EQ(site(at::randn({8}, at::kHalf)).scalar_type(), at::kHalf);
