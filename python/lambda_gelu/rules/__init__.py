@@ -3,7 +3,8 @@
 They exist in Python only, so their rules do too (docs/architecture.md).
 """
 
-from . import sharding, vmap
+from . import nested, sharding, vmap
 
+nested.register()
 sharding.register_with_dtensor()
 vmap.register()

@@ -79,7 +79,14 @@ def _backward_vmap(  # noqa: PLR0917
     return (unfold(grad_input), grad_hardness.unflatten(0, hardness.shape)), (0, 0)
 
 
+def _inplace_vmap(*_: Any) -> None:
+    raise RuntimeError(
+        "lambda_gelu_backward_ writes into grad_output, which vmap cannot have done; lambda_gelu_backward returns it"
+    )
+
+
 def register() -> None:
     """Once, before the first vmap: without a rule torch warns and loops."""
     torch.library.register_vmap("lambda_gelu::lambda_gelu", _forward_vmap)
     torch.library.register_vmap("lambda_gelu::lambda_gelu_backward", _backward_vmap)
+    torch.library.register_vmap("lambda_gelu::lambda_gelu_backward_", _inplace_vmap)

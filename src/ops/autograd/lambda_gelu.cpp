@@ -163,6 +163,11 @@ void set_backward_tangents(const at::Tensor& dx, const at::Tensor& dhardness, co
   set_tangent(dhardness, dhardness_tangent);
 }
 
+// Here rather than with the other checks: jagged nested tensors are a Python subclass, which comes before those.
+void refuse_nested(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK_TYPE(!tensor.is_nested(), name, " must be a dense tensor, got a nested tensor");
+}
+
 // The kernels of the Autograd key follow the order of ATen's generated code: node, redispatch, history, tangent.
 
 at::Tensor forward_autograd(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& hardness,
@@ -170,8 +175,8 @@ at::Tensor forward_autograd(c10::DispatchKeySet keys, const at::Tensor& input, c
   using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, std::optional<double>);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lambda_gelu::lambda_gelu", "").typed<Signature>();
-  // Here rather than with the other checks: jagged nested tensors are a Python subclass, which comes before those.
-  TORCH_CHECK_TYPE(!input.is_nested(), "input must be a dense tensor, got a nested tensor");
+  refuse_nested(input, "input");
+  refuse_nested(hardness, "hardness");
   const Options options{channel_dim, temperature};
   NodePtr<LambdaGeluBackward> node;
   if (ag::compute_requires_grad(input, hardness)) {
@@ -194,6 +199,9 @@ std::tuple<at::Tensor, at::Tensor> backward_autograd(c10::DispatchKeySet keys, c
                                                        std::optional<double>);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("lambda_gelu::lambda_gelu_backward", "").typed<Signature>();
+  refuse_nested(grad_output, "grad_output");
+  refuse_nested(input, "input");
+  refuse_nested(hardness, "hardness");
   const Options options{channel_dim, temperature};
   NodePtr<LambdaGeluBackwardBackward> node;
   if (ag::compute_requires_grad(grad_output, input, hardness)) {
@@ -228,8 +236,9 @@ const c10::TypedOperatorHandle<BackwardInplace>& backward_inplace_op() {
 at::Tensor backward_inplace_autograd(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
                                      const at::Tensor& hardness, int64_t channel_dim,
                                      std::optional<double> temperature) {
-  TORCH_CHECK(!ag::compute_requires_grad(grad_output, input, hardness),
-              "lambda_gelu_backward_ cannot be differentiated; lambda_gelu_backward can");
+  const bool tracked = ag::compute_requires_grad(grad_output, input, hardness) || has_tangent(grad_output) ||
+                       has_tangent(input) || has_tangent(hardness);
+  TORCH_CHECK(!tracked, "lambda_gelu_backward_ cannot be differentiated; lambda_gelu_backward can");
   const at::AutoDispatchBelowAutograd guard;
   return backward_inplace_op().redispatch(keys & c10::after_autograd_keyset, grad_output, input, hardness, channel_dim,
                                           temperature);
