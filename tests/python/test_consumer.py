@@ -1,36 +1,15 @@
 """The installed package as a CMake user meets it: found by find_package, used from C++, run without LD_LIBRARY_PATH."""
 
-import os
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
+from consumer import built, configure, needs_cmake, raw_bytes, run
 
 import lambda_gelu
-
-SOURCE = Path(__file__).parents[1] / "consumer"
-needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not on PATH")
-
-
-def run(*command):
-    environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
-    return subprocess.run([str(c) for c in command], capture_output=True, check=False, env=environment)
-
-
-def configure(build, torch_root):
-    launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
-    prefix = f"-DCMAKE_PREFIX_PATH={lambda_gelu.cmake_prefix_path}"
-    return run("cmake", "-S", SOURCE, "-B", build, prefix, f"-DTorch_ROOT={torch_root}", *launcher)
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    build = tmp_path_factory.mktemp("consumer")
-    for step in (configure(build, Path(torch.__file__).parent), run("cmake", "--build", build, "--parallel")):
-        assert step.returncode == 0, (step.stdout + step.stderr).decode()
-    return build
+    return built(tmp_path_factory.mktemp("consumer"), ["train", "evaluate"])
 
 
 @needs_cmake
@@ -38,10 +17,6 @@ def test_trains_hardens_and_swaps(programs):
     trained = run(programs / "train")
     assert trained.returncode == 0, (trained.stdout + trained.stderr).decode()
     assert b"largest change of a prediction by the swap" in trained.stdout
-
-
-def raw_bytes(tensor):
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @needs_cmake
