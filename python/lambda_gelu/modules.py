@@ -280,6 +280,13 @@ class LambdaGELU(nn.Module):
         self._set_frozen(frozen)  # to_empty() leaves values there that mean nothing
         return self
 
+    def __prepare_scriptable__(self) -> None:
+        # torch.jit.script asks for a stand-in, and would leave it in the user's model too.
+        raise NotImplementedError(
+            "torch.jit.script cannot compile LambdaGELU: trace the module or the model (torch.jit.trace), after which "
+            "it may be part of a scripted one, or use torch.export"
+        )
+
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _learned_hardness(self) -> Tensor:
