@@ -325,6 +325,12 @@ class LambdaGELU(nn.Module):
     def _write_raw(self, values: Tensor) -> None:
         self._refuse_missing_elements()
         raw: Any = self.raw_hardness
+        managed = getattr(self, "_is_fsdp_managed_module", False) and not getattr(raw, "_fsdp_flattened", False)
+        if managed and not hasattr(raw, "full_tensor"):
+            raise ValueError(
+                "raw_hardness is gathered here, as fully_shard leaves it after a forward without backward, and what is "
+                "written to it would be lost: call reshard() of the model first"
+            )
         values = values.to(raw.device, raw.dtype)
         if hasattr(raw, "full_tensor"):
             from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - costs half a second
