@@ -9,7 +9,7 @@ from torch import nn
 
 from ._calls import record_calls
 from .modules import LambdaGELU
-from .sites import find_sites
+from .sites import find_sites, reshard
 
 _MODES = ("uniform", "increasing", "decreasing")
 
@@ -71,6 +71,7 @@ def _in_order_of_execution(
 ) -> dict[str, LambdaGELU]:
     names: dict[nn.Module, str] = {site: name for name, site in sites.items()}
     calls = record_calls(model, sites.values(), example_inputs)
+    reshard(model)
     ordered = {names[call.module]: sites[names[call.module]] for call in calls}
     if len(ordered) < len(sites):
         missed = [name for name in sites if name not in ordered]

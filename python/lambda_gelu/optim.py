@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import _C
 from .modules import LambdaGELU
-from .sites import find_sites
+from .sites import find_sites, reshard, unwrapped, warn_of_separate_hardness
 
 
 def param_groups(
@@ -62,8 +62,15 @@ def param_groups(
             raise TypeError(f"{name} must be a float, got {type(value).__name__}")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
-    hardness = list(dict.fromkeys(site.raw_hardness for site in find_sites(model).values()))
+    sites = find_sites(model)
+    hardness = list(dict.fromkeys(site.raw_hardness for site in sites.values()))
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    if any(parameter not in names for parameter in hardness):
+        raise ValueError(
+            "a raw_hardness is no parameter of the model, but computed from another: with FullyShardedDataParallel say "
+            "use_orig_params=True, or use fully_shard (FSDP2)"
+        )
+    warn_of_separate_hardness(model, sites)
     base = {"lr": lr, "weight_decay": weight_decay, **defaults}
     if groups is None:
         groups = [{"params": list(model.parameters())}]
@@ -153,7 +160,9 @@ class HardnessScheduler:
     ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int):
             raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
+        self._model = unwrapped(model)
         self._sites = find_sites(model)
+        warn_of_separate_hardness(model, self._sites)
         _C.HardeningWindow(total_steps, start, end)  # refuses an impossible or empty one
         _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name
         self._plan: dict[str, Any] = {
@@ -236,7 +245,9 @@ class HardnessScheduler:
         overrides: dict[str, Tensor] = {}
         if self._window.phase(step) != "learn":
             # Everything that can fail comes before the first change.
-            learned = learned or {name: site.hardness.tolist() for name, site in self._sites.items()}
+            if not learned:
+                reshard(self._model)
+                learned = {name: site.hardness.tolist() for name, site in self._sites.items()}
             for name, site in self._sites.items():
                 hardness = self._hardened(name, learned[name], step)
                 overrides[name] = site._checked_override(torch.tensor(hardness, dtype=torch.float64, device="cpu"))

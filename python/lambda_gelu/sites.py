@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from .modules import LambdaGELU
 
@@ -80,6 +82,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model.get_submodule(_COMPILED)
         else:
             return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Gives back the parameters that FSDP2 holds in full after a forward without backward.
+
+    Those are copies, in the dtype of a MixedPrecisionPolicy, and what is written to them is lost.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # without it there is nothing to do
+    if fsdp is not None:
+        for module in model.modules():
+            if isinstance(module, fsdp.FSDPModule):
+                module.reshard()
+
+
+def warn_of_separate_hardness(model: nn.Module, sites: Mapping[str, LambdaGELU]) -> None:
+    """Warns of a λ that is spread over fewer ranks than other parameters of the model.
+
+    Nobody sums its gradient over the other ranks then, which is wrong unless they all compute the same at its site.
+    """
+    most = max(map(_rank_count, model.parameters()), default=1)
+    separate = [name for name, site in sites.items() if _rank_count(site.raw_hardness) < most]
+    if separate:
+        warnings.warn(
+            f"λ of {', '.join(separate)} is not spread over the {most} ranks that share other parameters of the model: "
+            "where their activations differ, each learns a λ of its own. With parallelize_module, give it "
+            "lambda_gelu.integrations.tensor_parallel.HardnessParallel; with fully_shard, do not leave it out",
+            stacklevel=3,
+        )
+
+
+def _rank_count(parameter: Tensor) -> int:
+    """Of the mesh of a DTensor; 1 for any other."""
+    mesh: Any = getattr(parameter, "device_mesh", None)
+    return 1 if mesh is None else mesh.size()
 
 
 def refuse_compiled(slots: Iterable[Slot[M]]) -> None:
