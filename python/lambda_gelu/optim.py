@@ -160,8 +160,8 @@ class HardnessScheduler:
     ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int):
             raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
-        self._model = unwrapped(model)
         self._sites = find_sites(model)
+        self._model = unwrapped(model)
         warn_of_separate_hardness(model, self._sites)
         _C.HardeningWindow(total_steps, start, end)  # refuses an impossible or empty one
         _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name
