@@ -304,12 +304,13 @@ class LambdaGELU(nn.Module):
         return raw.full_tensor() if hasattr(raw, "full_tensor") else raw
 
     def _refuse_missing_elements(self) -> None:
-        """A DTensor has them all, wherever they lie."""
-        if self.raw_hardness.numel() != self.num_parameters:
+        """FSDP1 takes elements away, or the parameter and its memory; a DTensor has them all, wherever they lie."""
+        flattened = "raw_hardness" not in self._parameters and getattr(self, "_is_fsdp_managed_module", False)
+        if flattened or self.raw_hardness.numel() != self.num_parameters:
             raise ValueError(
-                f"raw_hardness has {self.raw_hardness.numel()} of {self.num_parameters} elements here, as "
-                "FullyShardedDataParallel (FSDP1) leaves it outside of forward: do this on every rank inside "
-                "FullyShardedDataParallel.summon_full_params(model), or use fully_shard (FSDP2) instead"
+                "raw_hardness is part of a flattened parameter here, as FullyShardedDataParallel (FSDP1) leaves it "
+                "outside of forward: do this on every rank inside FullyShardedDataParallel.summon_full_params(model), "
+                "or use fully_shard (FSDP2) instead"
             )
 
     def _with_exact_value(self, hardness: Tensor, raw: Tensor) -> Tensor:
@@ -325,7 +326,7 @@ class LambdaGELU(nn.Module):
     def _write_raw(self, values: Tensor) -> None:
         self._refuse_missing_elements()
         raw: Any = self.raw_hardness
-        managed = getattr(self, "_is_fsdp_managed_module", False) and not getattr(raw, "_fsdp_flattened", False)
+        managed = getattr(self, "_fsdp_use_orig_params", False) and not getattr(raw, "_fsdp_flattened", False)
         if managed and not hasattr(raw, "full_tensor"):
             raise ValueError(
                 "raw_hardness is gathered here, as fully_shard leaves it after a forward without backward, and what is "
