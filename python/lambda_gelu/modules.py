@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +96,8 @@ class LambdaGELU(nn.Module):
         self._temperature = _checked_temperature(temperature)
         self._init_hardness = None if init_hardness is None else self._checked(init_hardness).clone()
         self._frozen = False
-        self._seen_version: int | None = None  # of hardness_override, when _frozen was taken from it
+        # The hardness_override, and its version, from which _frozen was taken.
+        self._seen: tuple[Tensor | None, int | None] = (None, None)
         self._substituted = 0  # nesting depth of relu_substituted()
         self.raw_hardness = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
         override = torch.empty(self.num_parameters, device=device, dtype=precise_dtype(dtype))
@@ -266,7 +268,7 @@ class LambdaGELU(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever, and the copy of the
         # override counts its versions anew.
-        return {**self.__dict__, "_substituted": 0, "_seen_version": None}
+        return {**self.__dict__, "_substituted": 0, "_seen": (None, None)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LambdaGELU:
         frozen = self.is_frozen
@@ -349,28 +351,34 @@ class LambdaGELU(nn.Module):
     def _set_frozen(self, frozen: bool) -> None:
         self._frozen = frozen
         override = self.hardness_override
-        self._seen_version = None if override.is_inference() else override._version
+        self._seen = (override, None if override.is_inference() else override._version)
 
     def _is_frozen_now(self) -> bool:
-        """The flag, taken anew from the override where something wrote to that in place.
+        """The flag, taken anew from the override where that was replaced (``functional_call``) or written to in place.
 
-        Compares a counter, since reading the values would wait for a device. Compiled code relies on the flag.
+        Compares identity and a counter, since reading the values would wait for a device. Compiled code relies on the
+        flag.
         """
         if _is_compiling():
             return self._frozen
+        override = self._buffers["hardness_override"]
+        seen, version = self._seen
         try:
-            version = self._buffers["hardness_override"]._version
+            known = override is seen and override._version == version
         except RuntimeError:  # made in inference mode: it has no counter
-            return self._frozen
-        if version != self._seen_version:
+            known = True
+        if not known:
             self._note_override()
         return self._frozen
 
     def _note_override(self) -> None:
         """Takes the flag from the values of the override, where it has any that can be read."""
         override = self.hardness_override
-        readable = type(override) is Tensor and not override.is_meta and not is_functorch_wrapped_tensor(override)
-        self._set_frozen(bool((override > 0).all()) if readable else self._frozen)
+        frozen = self._frozen
+        if type(override) is Tensor and not override.is_meta and not is_functorch_wrapped_tensor(override):
+            with contextlib.suppress(RuntimeError):  # torch.func.linearize and other tracers let no value be read
+                frozen = bool((override > 0).all())
+        self._set_frozen(frozen)
 
     def _checked(self, value: float | Tensor) -> Tensor:
         """λ as float64 on the CPU, shape (num_parameters,)."""
