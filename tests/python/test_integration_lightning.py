@@ -1,0 +1,170 @@
+"""λ-GELU with Lightning."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lambda_gelu
+from lambda_gelu import LambdaGELU, find_sites, to_relu_
+
+lightning = pytest.importorskip("lightning")
+from lambda_gelu.integrations.lightning import HardnessCallback  # noqa: E402
+
+PACKAGES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+for name in PACKAGES.values():
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(params=PACKAGES)
+def pl(request):
+    return pytest.importorskip(PACKAGES[request.param])
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
+        yield
+
+
+def make_module(pl):
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Linear(4, 8), LambdaGELU(init_hardness=1.5), nn.Linear(8, 8), LambdaGELU(8), nn.Linear(8, 1)
+            )
+            self.seen = []
+
+        def training_step(self, batch, index):
+            (x,) = batch
+            loss = (self.net(x) - x.sum(1, keepdim=True)).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch, index):
+            self.log("score", self.net(batch[0]).mean())
+
+        def on_before_optimizer_step(self, optimizer):
+            self.seen.append(self.net[1].hardness.item())
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(lambda_gelu.param_groups(self, lr=0.01, weight_decay=0.1))
+
+    torch.manual_seed(0)
+    return Module()
+
+
+def data():
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=4)  # 8 batches
+
+
+def make_logger(pl):
+    class Memory(pl.loggers.logger.Logger):
+        name, version = "memory", 0
+
+        def __init__(self):
+            super().__init__()
+            self.metrics = []
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+        def log_metrics(self, metrics, step):
+            self.metrics.append((step, metrics))
+
+    return Memory()
+
+
+def make_trainer(pl, folder, callback, **options):
+    return pl.Trainer(
+        **{"callbacks": [callback], "max_epochs": 2, "logger": False, "enable_checkpointing": False, **options},
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 16), (3, 6)])
+def test_the_schedule_follows_the_optimizer_steps(pl, tmp_path, accumulate, steps):
+    module, callback = make_module(pl), HardnessCallback(start=0.5, target=50.0)
+    make_trainer(pl, tmp_path, callback, accumulate_grad_batches=accumulate).fit(module, data())
+    assert len(module.seen) == steps and callback.scheduler.state_dict()["step"] == steps
+    half = steps // 2
+    assert all(a != b for a, b in zip(module.seen[:half], module.seen[1:half], strict=False))  # learned
+    (learned,) = callback.scheduler.state_dict()["learned_hardness"]["net.1"]
+    expected = [learned + (50 - learned) * step / (steps - half) for step in range(steps - half)]
+    assert module.seen[half:] == pytest.approx(expected, rel=1e-6)
+    assert find_sites(module)["net.1"].hardness.item() == 50.0
+
+
+def test_the_schedule_follows_the_epochs(pl, tmp_path):
+    module, callback = make_module(pl), HardnessCallback(interval="epoch", start=0.5, target=50.0)
+    make_trainer(pl, tmp_path, callback, max_epochs=4).fit(module, data())
+    assert callback.scheduler.state_dict()["step"] == 4
+    assert module.seen[24:] == [module.seen[24]] * 8  # λ stands still within an epoch of the hardening
+    (learned,) = callback.scheduler.state_dict()["learned_hardness"]["net.1"]
+    assert module.seen[16] == pytest.approx(learned) and module.seen[24] == pytest.approx((learned + 50) / 2)
+    to_relu_(module)
+
+
+def test_lambda_is_logged_beside_the_loss(pl, tmp_path):
+    module, logger = make_module(pl), make_logger(pl)
+    callback = HardnessCallback(start=0.5, target=50.0)
+    make_trainer(pl, tmp_path, callback, logger=logger, log_every_n_steps=4).fit(module, data())
+    rows = [(step, row) for step, row in logger.metrics if "loss" in row]
+    assert [step for step, _ in rows] == [3, 7, 11, 15]
+    assert [row["hardness/net.1"] for _, row in rows[:3]] == pytest.approx([module.seen[i] for i in (4, 8, 12)])
+    assert rows[-1][1]["hardness_min"] == rows[-1][1]["hardness/net.3"] == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize("validate", [False, True])  # where the checkpoint is written
+def test_a_resumed_fit_equals_an_unbroken_one(pl, tmp_path, interval, validate):
+    options = {"max_epochs": 4, "enable_checkpointing": True}
+    plan = {"interval": interval, "start": 0.5, "target": 50.0}
+
+    def run(ckpt_path=None):
+        module, callback = make_module(pl), HardnessCallback(**plan)
+        checkpoint = pl.callbacks.ModelCheckpoint(
+            tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=not validate
+        )
+        trainer = make_trainer(pl, tmp_path, callback, callbacks=[callback, checkpoint], **options)
+        trainer.fit(module, data(), data() if validate else None, ckpt_path=ckpt_path)
+        return module, callback
+
+    unbroken, schedule = run()
+    for epoch in (0, 1, 2):
+        resumed, callback = run(str(tmp_path / f"epoch={epoch}.ckpt"))
+        assert resumed.seen == unbroken.seen[8 * (epoch + 1) :]
+        assert callback.scheduler.state_dict() == schedule.scheduler.state_dict()
+        for ours, theirs in zip(resumed.parameters(), unbroken.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_what_cannot_be_scheduled_or_resumed_is_refused(pl, tmp_path):
+    with pytest.raises(ValueError, match="interval must be 'step' or 'epoch', got 'batch'"):
+        HardnessCallback(interval="batch")
+    endless = make_trainer(pl, tmp_path, HardnessCallback(), max_epochs=-1)
+    with pytest.raises(ValueError, match="needs the length of the run: give the Trainer max_steps"):
+        endless.fit(make_module(pl), data())
+    plain = make_trainer(pl, tmp_path, pl.Callback(), max_epochs=1)
+    plain.fit(make_module(pl), data())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint of step 8 has no state of HardnessCallback"):
+        make_trainer(pl, tmp_path, HardnessCallback()).fit(make_module(pl), data(), ckpt_path=tmp_path / "plain.ckpt")
+    trainer = make_trainer(pl, tmp_path, HardnessCallback(), max_epochs=1)
+    trainer.fit(make_module(pl), data())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    for other, words in (
+        (HardnessCallback(interval="epoch"), "interval differs"),
+        (HardnessCallback(), "total_steps differs: the state has 8, this scheduler 16"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_trainer(pl, tmp_path, other).fit(make_module(pl), data(), ckpt_path=tmp_path / "one.ckpt")

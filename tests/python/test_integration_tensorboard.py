@@ -1,0 +1,93 @@
+"""λ and κ in TensorBoard, read back from the files that it wrote."""
+
+import pytest
+import torch
+from torch import nn
+
+from lambda_gelu import LambdaGELU, to_relu_
+
+pytest.importorskip("tensorboard")
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from lambda_gelu.integrations.tensorboard import log_hardness, preactivation_std
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), LambdaGELU(init_hardness=2.0), nn.Linear(6, 3), LambdaGELU(3))
+    model[3].set_hardness(torch.tensor([2.0, 4.0, 6.0]))
+    return model
+
+
+def written(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    histograms = {tag: events.Histograms(tag)[0].histogram_value for tag in events.Tags()["histograms"]}
+    return scalars, histograms
+
+
+def test_hardness_and_effective_hardness_of_every_site_are_written(model, tmp_path):
+    batches = torch.randn(5, 7, 4) + 3
+    with preactivation_std(model) as std:
+        for batch in batches:
+            model(batch)
+    first = model[0](batches.flatten(0, 1)).double()
+    second = model[2](model[1](first.float())).double()
+    expected = {"1": first.std(correction=0)[None], "3": second.std(0, correction=0)}
+    assert std.keys() == expected.keys()
+    for name in std:
+        torch.testing.assert_close(std[name], expected[name], rtol=1e-6, atol=0)
+
+    with SummaryWriter(tmp_path) as writer:
+        log_hardness(writer, model, 7, std=std)
+    scalars, histograms = written(tmp_path)
+    kappa = torch.tensor([2.0, 4.0, 6.0]) * expected["3"]
+    assert {tag: (step, pytest.approx(value, rel=1e-5)) for tag, ((step, value),) in scalars.items()} == {
+        "hardness_min": (7, 2.0),
+        "hardness_mean": (7, 3.5),
+        "hardness_max": (7, 6.0),
+        "hardness/1": (7, 2.0),
+        "hardness/3": (7, 4.0),
+        "effective_hardness/1": (7, 2 * expected["1"].item()),
+        "effective_hardness/3": (7, kappa.mean().item()),
+    }
+    assert set(histograms) == {"hardness_per_channel/3", "effective_hardness_per_channel/3"}
+    values = histograms["effective_hardness_per_channel/3"]
+    assert (values.num, values.min, values.max) == (
+        3,
+        pytest.approx(kappa.min().item()),
+        pytest.approx(kappa.max().item()),
+    )
+
+
+def test_without_std_only_hardness_is_written(model, tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(3):
+            log_hardness(writer, model, step)
+    scalars, histograms = written(tmp_path)
+    assert [step for step, _ in scalars["hardness/1"]] == [0, 1, 2]
+    assert not any("effective" in tag for tag in (*scalars, *histograms))
+
+
+def test_a_model_without_sites_writes_nothing_and_an_unknown_name_is_refused(model, tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match=r"std names 2, but the sites are \['1', '3'\]"):
+            log_hardness(writer, model, 0, std={"1": torch.ones(1), "2": torch.ones(1)})
+        to_relu_(model)
+        log_hardness(writer, model, 0)
+    assert written(tmp_path) == ({}, {})
+
+
+def test_the_measurement_leaves_no_hook_and_gives_only_what_was_called(model):
+    with preactivation_std(model) as std:
+        assert std == {}
+    assert std == {} and not any(module._forward_pre_hooks for module in model)
+    with pytest.raises(KeyError), preactivation_std(model) as std:
+        model(torch.randn(2, 4))
+        raise KeyError
+    assert std == {} and not any(module._forward_pre_hooks for module in model)
+    with preactivation_std(model) as std, torch.inference_mode():
+        model[1](torch.full((3, 5), 2.0))
+    assert std == {"1": 0.0}
