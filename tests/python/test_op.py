@@ -13,6 +13,7 @@ from lambda_gelu import _C, softplus_lambda_gelu
 
 forward = torch.ops.lambda_gelu.lambda_gelu
 backward = torch.ops.lambda_gelu.lambda_gelu_backward
+backward_inplace = torch.ops.lambda_gelu.lambda_gelu_backward_
 
 ALL_DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 EVERY_MODE = {
@@ -164,13 +165,16 @@ def test_opcheck(layout):
     x = LAYOUTS[layout]()
     for hardness in (torch.rand(1) + 1, torch.rand(6) + 1):
         torch.library.opcheck(forward.default, (x.detach().requires_grad_(), hardness.requires_grad_()))
+        torch.library.opcheck(backward_inplace.default, (torch.randn_like(x), x.detach(), hardness.detach()))
     torch.library.opcheck(backward.default, (torch.randn(x.shape), x.detach().requires_grad_(), hardness, 1, 0.5))
 
 
-def test_opcheck_in_bfloat16_without_gradients():
-    x = torch.randn(4, 6).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_opcheck_in_16_bits_without_gradients(dtype):
+    x = torch.randn(4, 6).to(dtype)
     torch.library.opcheck(forward.default, (x, torch.ones(6), -1))
     torch.library.opcheck(backward.default, (x, x, torch.ones(1)))
+    torch.library.opcheck(backward_inplace.default, (x.clone(), x, torch.ones(1), 1, 0.5))
 
 
 MORE_THAN_INT32 = 2**31 + 11
@@ -200,7 +204,7 @@ def test_more_than_2_to_the_31_elements():
     assert torch.count_nonzero(y) == len(places)
 
     expected_dx, expected_dh = backward(expected, values, hardness)
-    dh = torch.ops.lambda_gelu.lambda_gelu_backward_(y, x, hardness)  # into y: fresh memory costs most of the time
+    dh = backward_inplace(y, x, hardness)  # into y: fresh memory costs most of the time
     assert torch.equal(y[places], expected_dx)
     assert torch.count_nonzero(y) == len(places)
     torch.testing.assert_close(dh, expected_dh)
