@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from ._calls import FunctionalCall, FunctionalGELU, ModuleCall, record_calls
 from ._gelu_classes import distance_from_gelu, is_candidate, looks_like_gelu
 from ._table import as_lists, format_table
 from .modules import LambdaGELU, precise_dtype
-from .sites import Slot, _site_name, find_slots, refuse_compiled, unwrapped
+from .sites import Slot, _site_name, find_slots, refuse_compiled, refuse_sharded, refuse_synchronized, unwrapped
 
 # max over x and λ of λ² |∂f/∂λ|, at x = √2 / λ
 _STEEPEST = 2 / (math.e * math.sqrt(2 * math.pi))
@@ -141,8 +142,9 @@ def convert_(
 
     Raises:
         ValueError: where nothing matched, where `model` itself is a GELU (nothing holds it in which it could be
-            replaced), where torch.compile wraps a GELU by itself, where a module of `gelu_classes` is not GELU, and
-            where ``per="channel"`` finds no or no single number of channels. Nothing is changed.
+            replaced), where torch.compile wraps a GELU by itself, where the model is in DistributedDataParallel or
+            spread over ranks already, where a module of `gelu_classes` is not GELU, and where ``per="channel"`` finds
+            no or no single number of channels. Nothing is changed.
         TypeError: for an `init_hardness` that is no float, or `gelu_classes` that are no classes. Nothing is changed.
     """
     if not isinstance(model, nn.Module):
@@ -160,6 +162,11 @@ def convert_(
     with _functions_as_modules(model, gelu_classes) as functions:
         slots, errors, skipped = _gelu_slots(model, gelu_classes)
         refuse_compiled(slots)
+        refuse_synchronized(model, slots, "convert first, then wrap")
+        refuse_sharded(model)
+        fx = sys.modules.get("torch.fx")
+        if not slots and fx is not None and isinstance(unwrapped(model), fx.GraphModule):
+            raise ValueError("the model is a graph of functions, as torch.export writes it: convert first, then export")
         observed = _observe(model, slots, skipped, gelu_classes, example_inputs)
         if not slots:
             raise ValueError(_nothing_matched(model, skipped, observed))
@@ -241,6 +248,10 @@ def _gelu_slots(
             if isinstance(slot.module, gelu_classes):
                 raise ValueError(f"gelu_classes: {distance} ({slot.name})")
             skipped.append((slot, distance))
+        elif isinstance(slot.module, torch.jit.ScriptModule):
+            if "gelu" in slot.module.original_name.lower():
+                reason = f"{slot.module.original_name} is TorchScript, which cannot change: convert first, then script"
+                skipped.append((slot, reason))
         elif not isinstance(slot.module, LambdaGELU) and looks_like_gelu(slot.module):
             kind = type(slot.module).__name__
             skipped.append((slot, f"{kind} is not known; where it is GELU, gelu_classes=[{kind}] converts it"))

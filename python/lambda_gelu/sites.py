@@ -118,6 +118,31 @@ def _rank_count(parameter: Tensor) -> int:
     return 1 if mesh is None else mesh.size()
 
 
+def refuse_synchronized(model: nn.Module, slots: Iterable[Slot[M]], advice: str) -> None:
+    """Raises ValueError for a place inside DistributedDataParallel, which has noted all parameters and buffers.
+
+    It would wait for gradients that never come, fail to broadcast buffers that are gone, and leave new ones alone.
+    """
+    places = list(slots)
+    for wrapper in model.modules():
+        if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            inside = set(wrapper.modules())
+            for slot in places:
+                if slot.parent in inside:
+                    raise ValueError(f"{slot.name} is inside DistributedDataParallel, which cannot change: {advice}")
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raises ValueError for a model in which new parameters would be learned by each rank alone."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flattened = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
+    if flattened or any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        raise ValueError(
+            "the model is spread over ranks already (fully_shard, FullyShardedDataParallel or parallelize_module), and "
+            "each rank would learn a new λ alone: convert first, then spread"
+        )
+
+
 def refuse_compiled(slots: Iterable[Slot[M]]) -> None:
     """Raises ValueError for a module that torch.compile wraps by itself.
 

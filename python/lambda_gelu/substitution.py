@@ -12,7 +12,7 @@ from torch import nn
 from . import _C
 from ._table import as_lists, format_table
 from .modules import LambdaGELU
-from .sites import Slot, find_sites, find_slots, refuse_compiled, unwrapped
+from .sites import Slot, find_sites, find_slots, refuse_compiled, refuse_synchronized, unwrapped
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,23 @@ class SubstitutionReport:
 def to_relu_(model: nn.Module) -> SubstitutionReport:
     """Replaces every :class:`LambdaGELU` of a model by ``nn.ReLU``, in place, without touching a weight.
 
-    Hooks of a replaced module go with it, and an optimizer keeps its λ until it is made anew.
+    Hooks of a replaced module go with it, and an optimizer keeps its λ until it is made anew. Where ranks share λ
+    (``fully_shard``, ``HardnessParallel``) every rank must call this.
 
     Returns:
         SubstitutionReport: what was replaced; prints as a table.
 
     Raises:
         ValueError: for a model without a site, where `model` itself is one (nothing holds it in which it could be
-            replaced), and for a site that torch.compile wraps by itself. Nothing is changed.
+            replaced), for a site that torch.compile wraps by itself, for a model inside DistributedDataParallel (give
+            its ``.module``), and where FSDP1 holds λ. Nothing is changed.
     """
     find_sites(model)
     if isinstance(unwrapped(model), LambdaGELU):
         raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place: write nn.ReLU() instead")
     slots = find_slots(model, LambdaGELU)
     refuse_compiled(slots)
+    refuse_synchronized(model, slots, "give its .module to to_relu_, and wrap that anew if it is to be trained on")
     places: dict[LambdaGELU, list[Slot[LambdaGELU]]] = {}
     for slot in slots:
         places.setdefault(slot.module, []).append(slot)

@@ -41,7 +41,7 @@ def outcomes(tmp_path_factory) -> dict[str, str | None]:
     )
     results = folder / "results.json"
     found = json.loads(results.read_text()) if results.exists() else {}
-    missing = f"it did not run to its end; torchrun exited with {process.returncode}:\n{process.stdout[-4000:]}"
+    missing = f"it did not run to its end; torchrun exited with {process.returncode}:\n{process.stdout[-10000:]}"
     return {key(name, size): missing for name, size in FACTS} | found
 
 

@@ -1,5 +1,5 @@
 """Importing this registers all facts."""
 
-from . import ddp, dtensor, fsdp, tensor_parallel
+from . import ddp, dtensor, fsdp, tensor_parallel, wrapped
 
-__all__ = ["ddp", "dtensor", "fsdp", "tensor_parallel"]
+__all__ = ["ddp", "dtensor", "fsdp", "tensor_parallel", "wrapped"]
