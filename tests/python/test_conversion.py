@@ -462,6 +462,43 @@ def test_functional_calls_are_found_in_wrapped_models_and_nothing_is_compiled_fo
     assert not torch._dynamo.utils.counters["stats"]
 
 
+# --- models that something has been done to ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_in_torch_compile_is_converted_and_computes_it(in_place):
+    model = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4))
+    if in_place:
+        model.compile(backend="eager")
+        compiled = model
+    else:
+        compiled = torch.compile(model, backend="eager")
+    before = compiled(EXAMPLE)
+    (site,) = convert_(compiled, init_hardness=3.0, example_inputs=EXAMPLE).sites
+    assert (site.name, site.calls) == ("1", 1)
+    after = compiled(EXAMPLE)
+    assert torch.equal(after, model[2](model[1](model[0](EXAMPLE)))) and not torch.equal(after, before)
+    to_relu_(compiled)
+    assert torch.equal(compiled(EXAMPLE), model[2](model[0](EXAMPLE).relu()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_is_named_and_says_what_to_do():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.GELU()))
+    words = "1: GELU is TorchScript, which cannot change: convert first, then script"
+    with pytest.raises(ValueError, match=words):
+        convert_(scripted, example_inputs=EXAMPLE)
+    report = convert_(nn.Sequential(nn.GELU(), scripted), example_inputs=EXAMPLE)
+    assert [site.name for site in report.sites] == ["0"] and f"1.{words}".endswith(report.skipped["1.1"])
+
+
+@pytest.mark.parametrize("example_inputs", [None, EXAMPLE])
+def test_an_exported_model_is_refused_with_what_to_do(example_inputs):
+    exported = torch.export.export(nn.Sequential(nn.Linear(4, 4), nn.GELU()), (torch.randn(2, 4),)).module()
+    with pytest.raises(ValueError, match="convert first, then export"):
+        convert_(exported, example_inputs=example_inputs)
+
+
 # --- one module, several uses ----------------------------------------------------------------------------------------
 
 
