@@ -44,7 +44,7 @@ class LambdaGELU(nn.Module):
     ``model.to(torch.float16)``) therefore keeps s and the override in float32 or float64, and λ is learned as before.
     Beside bfloat16 weights, FSDP2 up to PyTorch 2.13 asks for a group of its own (``fully_shard(site)`` before its
     parent); float32 parameters with a ``MixedPrecisionPolicy`` need nothing. A 16-bit `dtype` that is asked for here
-    is obeyed.
+    is obeyed, for engines that flatten parameters of one dtype and keep float32 copies of them.
 
     Args:
         num_parameters: number of λ: 1, or the number of channels.

@@ -258,3 +258,25 @@ def test_a_model_cast_to_bfloat16_learns_its_hardness_as_in_float32():
     assert cast[-1] - cast[0] == pytest.approx(exact[-1] - exact[0], rel=0.1)
     rounded = learned(nn.Module.bfloat16, dtype=torch.bfloat16)
     assert len(set(rounded)) == 1  # a bfloat16 s stands still: the test can fail
+
+
+def test_fully_shard_takes_a_cast_model_with_its_sites_in_groups_of_their_own():
+    distributed = pytest.importorskip("torch.distributed")
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        pytest.skip("needs gloo")
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 - costs a second
+
+    network = nn.Sequential(nn.Linear(4, 4), LambdaGELU(), nn.Linear(4, 2)).bfloat16()
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        for site in lambda_gelu.find_sites(network).values():
+            fully_shard(site, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-4)
+        network(torch.randn(8, 4, dtype=torch.bfloat16)).float().square().sum().backward()
+        optimizer.step()
+        raw = network[1].raw_hardness.full_tensor()
+    finally:
+        distributed.destroy_process_group()
+    assert raw.dtype == torch.float32 and raw.item() != 0

@@ -165,7 +165,7 @@ def test_opcheck(layout):
     x = LAYOUTS[layout]()
     for hardness in (torch.rand(1) + 1, torch.rand(6) + 1):
         torch.library.opcheck(forward.default, (x.detach().requires_grad_(), hardness.requires_grad_()))
-        torch.library.opcheck(backward_inplace.default, (torch.randn_like(x), x.detach(), hardness.detach()))
+    torch.library.opcheck(backward_inplace.default, (torch.randn_like(x), x.detach(), hardness.detach()))
     torch.library.opcheck(backward.default, (torch.randn(x.shape), x.detach().requires_grad_(), hardness, 1, 0.5))
 
 
