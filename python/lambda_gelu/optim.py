@@ -206,12 +206,15 @@ class HardnessScheduler:
         return {name: site.hardness.detach() for name, site in self._sites.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plan, step and the λ from which hardening started, as plain numbers, strings, lists and dicts."""
+        """Plan, step and the λ from which hardening started, as plain numbers, strings, lists and dicts.
+
+        Its keys are the same at every step, as torch.distributed.checkpoint needs it: no λ is an empty list.
+        """
         return {
             **self._plan,
             "targets": dict(self._plan["targets"]),
             "step": self._step,
-            "learned_hardness": {name: list(values) for name, values in self._learned.items()},
+            "learned_hardness": {name: list(self._learned.get(name, ())) for name in self._sites},
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -230,7 +233,7 @@ class HardnessScheduler:
             if state_dict[key] != expected:
                 raise ValueError(f"{key} differs: the state has {state_dict[key]!r}, this scheduler {expected!r}")
         step = state_dict["step"]
-        learned = {name: list(values) for name, values in state_dict["learned_hardness"].items()}
+        learned = {name: list(values) for name, values in state_dict["learned_hardness"].items() if len(values) > 0}
         if not isinstance(step, int) or step < 0:
             raise ValueError(f"step must be a non-negative int, got {step!r}")
         expected_counts = {name: site.num_parameters for name, site in self._sites.items()}
