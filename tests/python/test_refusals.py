@@ -274,9 +274,26 @@ def test_a_write_of_a_batched_value_to_an_input_that_is_shared_is_refused():
         torch.vmap(f, in_dims=(0, None))(torch.randn(3, 4), torch.randn(4))
 
 
-def test_vmap_refuses_channel_dim():
-    with pytest.raises(ValueError, match=r"channel_dim must be in \[-1, 0\]"):
-        torch.vmap(lambda x: lambda_gelu.lambda_gelu(x, torch.ones(4)))(torch.ones(3, 4))
+@pytest.mark.parametrize(
+    ("hardness", "hardness_dim", "shape", "channel_dim", "words"),
+    [
+        (torch.ones(4), None, (3, 4), 1, r"channel_dim must be in \[-1, 0\] for an input of shape \[4\], got 1"),
+        (torch.ones(3), 0, (3, 4, 5), 1, r"hardness must have one dimension, got shape \[\]"),
+        (torch.ones(3, 1, 1), 0, (3, 4, 5), 1, r"hardness must have one dimension, got shape \[1, 1\]"),
+        (torch.ones(4), None, (3, 4, 5), 1, r"hardness must have 1 or 5 elements \(input.size\(1\)\), got 4"),
+        (torch.ones(3, 4), 0, (3, 4, 5), -1, r"hardness must have 1 or 5 elements \(input.size\(1\)\), got 4"),
+        (torch.ones(3, 2), 0, (3,), 0, "hardness must have 1 element for an input without dimensions, got 2"),
+        (torch.ones(2), None, (3,), 0, "hardness must have 1 element for an input without dimensions, got 2"),
+    ],
+)
+def test_vmap_refuses_a_hardness_that_does_not_fit_an_example(hardness, hardness_dim, shape, channel_dim, words):
+    """In the words of the operator, about one example."""
+    x = torch.ones(shape)
+    hardness = hardness.to(x.device)
+    with pytest.raises(ValueError, match=words):
+        torch.vmap(lambda x, h: lambda_gelu.lambda_gelu(x, h, channel_dim=channel_dim), (0, hardness_dim))(x, hardness)
+    with pytest.raises(ValueError, match=words):
+        torch.vmap(lambda x, h: backward(x, x, h, channel_dim), (0, hardness_dim))(x, hardness)
 
 
 # --- inference mode --------------------------------------------------------------------------------------------------

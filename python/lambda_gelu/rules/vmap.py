@@ -16,30 +16,51 @@ def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
     return tensor.expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _wrap(channel_dim: int, rank: int) -> int:
+def _channel_dim(hardness: torch.Size, input: torch.Size, channel_dim: int) -> int:
+    """The dimension of one example along which λ varies, in [0, len(input)); 0 where there is one λ.
+
+    The operator's own checks, in terms of an example: it would name the batch.
+    """
+    if len(hardness) != 1:
+        raise ValueError(f"hardness must have one dimension, got shape {list(hardness)}")
+    count, rank = hardness[0], len(input)
+    if count == 1:
+        return 0
+    if rank == 0:
+        raise ValueError(f"hardness must have 1 element for an input without dimensions, got {count}")
     if not -rank <= channel_dim < rank:
         raise ValueError(
-            f"channel_dim must be in [{-rank}, {rank - 1}] for an input of {rank} dimensions, got {channel_dim}"
+            f"channel_dim must be in [{-rank}, {rank - 1}] for an input of shape {list(input)}, got {channel_dim}"
         )
-    return channel_dim % rank
+    dim = channel_dim % rank
+    if count != input[dim]:
+        raise ValueError(f"hardness must have 1 or {input[dim]} elements (input.size({dim})), got {count}")
+    return dim
 
 
 Reshape = Callable[[Tensor], Tensor]
 
 
-def _channels_with_batch(hardness: Tensor, channel_dim: int, rank: int) -> tuple[Reshape, Reshape]:
+def _channels_with_batch(hardness: Tensor, channel_dim: int) -> tuple[Reshape, Reshape]:
     """How to make (B, ...) examples one input whose dimension 0 runs over batch and channel, and back.
 
-    hardness: (B, n), one row per example. rank: of one example.
+    hardness: (B, n), one row per example. channel_dim: of one example, not negative.
     """
     batch_size, count = hardness.shape
     if count == 1:  # one λ per example: the batch dimension is the channel
         return (lambda tensor: tensor), (lambda tensor: tensor)
-    dim = _wrap(channel_dim, rank) + 1
+    dim = channel_dim + 1
     return (
         lambda tensor: tensor.movedim(dim, 1).flatten(0, 1),
         lambda tensor: tensor.unflatten(0, (batch_size, count)).movedim(1, dim),
     )
+
+
+def _example_shape(tensor: Tensor, dim: int | None) -> torch.Size:
+    if dim is None:
+        return tensor.shape
+    dim %= tensor.dim()
+    return tensor.shape[:dim] + tensor.shape[dim + 1 :]
 
 
 def _forward_vmap(  # noqa: PLR0917 (the arguments of the op)
@@ -51,12 +72,12 @@ def _forward_vmap(  # noqa: PLR0917 (the arguments of the op)
     temperature: float | None = None,
 ) -> tuple[Tensor, int]:
     input_dim, hardness_dim = in_dims[:2]
+    channel = _channel_dim(_example_shape(hardness, hardness_dim), _example_shape(input, input_dim), channel_dim)
     if hardness_dim is None and input_dim is not None:
-        dim = 0 if hardness.numel() == 1 else _wrap(channel_dim, input.dim() - 1) + 1
-        return _forward(input.movedim(input_dim, 0), hardness, dim, temperature), 0
+        return _forward(input.movedim(input_dim, 0), hardness, channel + 1, temperature), 0
     input = _batch_first(input, input_dim, info.batch_size)
     hardness = _batch_first(hardness, hardness_dim, info.batch_size)
-    fold, unfold = _channels_with_batch(hardness, channel_dim, input.dim() - 1)
+    fold, unfold = _channels_with_batch(hardness, channel)
     return unfold(_forward(fold(input), hardness.flatten(), 0, temperature)), 0
 
 
@@ -69,12 +90,13 @@ def _backward_vmap(  # noqa: PLR0917
     channel_dim: int = 1,
     temperature: float | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    channel = _channel_dim(_example_shape(hardness, in_dims[2]), _example_shape(input, in_dims[1]), channel_dim)
     # A shared λ is expanded too: every example has a gradient of its own for it.
     grad_output, input, hardness = (
         _batch_first(tensor, dim, info.batch_size)
         for tensor, dim in zip((grad_output, input, hardness), in_dims[:3], strict=True)
     )
-    fold, unfold = _channels_with_batch(hardness, channel_dim, input.dim() - 1)
+    fold, unfold = _channels_with_batch(hardness, channel)
     grad_input, grad_hardness = _backward(fold(grad_output), fold(input), hardness.flatten(), 0, temperature)
     return (unfold(grad_input), grad_hardness.unflatten(0, hardness.shape)), (0, 0)
 
