@@ -15,6 +15,7 @@ from ._torch_version import check_torch_version as _check_torch_version
 _check_torch_version(_build_info.torch_version, _torch.__version__)
 
 from . import _C, relu_gap, rules  # noqa: E402, F401
+from .compiler import compile_mode, set_compile_mode  # noqa: E402
 from .conversion import ConversionReport, convert_  # noqa: E402
 from .functional import (  # noqa: E402
     gradient_reuse_count,
@@ -36,6 +37,7 @@ __all__ = [
     "SubstitutionReport",
     "build_info",
     "cmake_prefix_path",
+    "compile_mode",
     "convert_",
     "find_sites",
     "gradient_reuse_count",
@@ -45,6 +47,7 @@ __all__ = [
     "param_groups",
     "relu_gap",
     "relu_substituted",
+    "set_compile_mode",
     "set_gradient_reuse",
     "softplus_lambda_gelu",
     "to_relu_",

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from .compiler import prepare as _prepare_compiler
+
 # Looked up once: going through the packets of torch.ops costs as much as a small call.
 _forward = torch.ops.lambda_gelu.lambda_gelu.default
+_is_compiling = torch.compiler.is_compiling
 
 
 def lambda_gelu(input: Tensor, hardness: Tensor | float, *, channel_dim: int = 1) -> Tensor:
@@ -22,8 +25,8 @@ def lambda_gelu(input: Tensor, hardness: Tensor | float, *, channel_dim: int = 1
     Args:
         input: the tensor x, of any shape and strides; float32, float64, bfloat16 or float16.
         hardness: λ. A float, finite and positive in float32 (in float64 for float64 input), or a tensor of shape
-            ``(1,)`` or ``(input.size(channel_dim),)`` on input's device, of dtype float32, float64 or input's. The
-            values of a tensor are not checked.
+            ``(1,)`` or ``(input.size(channel_dim),)`` on input's device, of any of these dtypes. The values of a
+            tensor are not checked.
         channel_dim: the dimension of ``input`` along which λ varies; ignored where there is one λ. Default: 1.
 
     Shape:
@@ -44,6 +47,8 @@ def lambda_gelu(input: Tensor, hardness: Tensor | float, *, channel_dim: int = 1
         >>> hardness.grad.shape
         torch.Size([3])
     """
+    if _is_compiling():
+        _prepare_compiler()
     if not isinstance(hardness, Tensor):
         hardness = _hardness_tensor(hardness, input)
     return _forward(input, hardness, channel_dim)
@@ -58,7 +63,7 @@ def softplus_lambda_gelu(input: Tensor, raw_hardness: Tensor, *, temperature: fl
     Args:
         input: as in :func:`lambda_gelu`.
         raw_hardness: s, of shape ``(1,)`` or ``(input.size(channel_dim),)`` on input's device, of dtype float32,
-            float64 or input's.
+            float64, bfloat16 or float16.
         temperature: τ, finite and positive.
         channel_dim: as in :func:`lambda_gelu`.
 
@@ -75,6 +80,8 @@ def softplus_lambda_gelu(input: Tensor, raw_hardness: Tensor, *, temperature: fl
         >>> raw_hardness = torch.zeros(1, requires_grad=True)  # λ = 1 + ln 2
         >>> lambda_gelu.softplus_lambda_gelu(torch.randn(4), raw_hardness, temperature=0.1).sum().backward()
     """
+    if _is_compiling():
+        _prepare_compiler()
     return _forward(input, raw_hardness, channel_dim, temperature)
 
 

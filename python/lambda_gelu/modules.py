@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _C
+from .compiler import prepare as _prepare_compiler
 
 _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the lookup costs as much as a small call
 _is_compiling = torch.compiler.is_compiling
+_is_exporting = torch.compiler.is_exporting
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PRECISE_DTYPES = (torch.float32, torch.float64)
@@ -117,13 +119,25 @@ class LambdaGELU(nn.Module):
         raw = self._parameters.get("raw_hardness")  # as an attribute it costs ten times as much
         if raw is None:  # parametrized, or replicated by DataParallel
             raw = self.raw_hardness
-        if self._is_frozen_now():
+        if _is_compiling():
+            _prepare_compiler()
+            if not (_is_exporting() or hasattr(raw, "full_tensor")):
+                return _lambda_gelu(input, self._traced_hardness(raw), self.channel_dim)
+            frozen = self._frozen
+        else:
+            frozen = self._is_frozen_now()
+        if frozen:
             override = self.hardness_override
             if type(raw) is not nn.Parameter:
                 override = _beside(raw, override)
             # Every override is positive: this is the override, with a zero gradient for raw_hardness.
             return _lambda_gelu(input, torch.where(override > 0, override, raw), self.channel_dim)
         return _lambda_gelu(input, raw, self.channel_dim, self._temperature)
+
+    def _traced_hardness(self, raw: Tensor) -> Tensor:
+        """λ without a branch: what asks for the flag is compiled again when λ is frozen."""
+        override = self.hardness_override
+        return torch.where(override > 0, override, self._hardness_from_raw(raw))
 
     @property
     def temperature(self) -> float:
@@ -161,7 +175,7 @@ class LambdaGELU(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether the forward uses ``hardness_override``."""
-        return self._is_frozen_now()
+        return self._frozen if _is_compiling() else self._is_frozen_now()
 
     def freeze_hardness(self) -> None:
         """From now on the forward uses the present λ, whatever happens to ``raw_hardness``.
@@ -298,7 +312,9 @@ class LambdaGELU(nn.Module):
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _learned_hardness(self) -> Tensor:
-        raw = self._whole_raw()
+        return self._hardness_from_raw(self._whole_raw())
+
+    def _hardness_from_raw(self, raw: Tensor) -> Tensor:
         double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
         if raw.dtype == torch.float64:
@@ -362,11 +378,8 @@ class LambdaGELU(nn.Module):
     def _is_frozen_now(self) -> bool:
         """The flag, taken anew from the override where that was replaced (``functional_call``) or written to in place.
 
-        Compares identity and a counter, since reading the values would wait for a device. Compiled code relies on the
-        flag.
+        Compares identity and a counter, since reading the values would wait for a device.
         """
-        if _is_compiling():
-            return self._frozen
         override = self._buffers["hardness_override"]
         seen, version = self._seen
         try:
