@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from group import Group, fact
+from group import WORLD_SIZE, Group, fact
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -122,3 +128,29 @@ def a_tensor_parallel_model_is_loaded_into_a_plain_one_and_back(group: Group) ->
                 assert site.is_frozen == frozen
                 assert torch.equal(site.hardness, expected[name])
             source = target
+
+
+@fact(WORLD_SIZE)  # of which torch makes use, whatever the mesh
+def a_whole_state_of_the_first_rank_reaches_all(group: Group) -> None:
+    for frozen in (False, True):
+        source = fully_shard(make_model(temperature=TEMPERATURE), mesh=group.mesh)
+        lambda_gelu.init_hardness_(source, "increasing", 1.5, 3.0)
+        expected = {name: site.hardness.detach() for name, site in lambda_gelu.find_sites(source).items()}
+        if frozen:
+            for site in lambda_gelu.find_sites(source).values():
+                site.freeze_hardness()
+        whole = get_model_state_dict(source, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        assert bool(whole) == (group.rank == 0)
+        plain = make_model()
+        if group.rank == 0:
+            plain.load_state_dict(whole)
+        sharded = fully_shard(make_model(), mesh=group.mesh)
+        set_model_state_dict(sharded, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+        for model in (plain, sharded) if group.rank == 0 else (sharded,):
+            for name, site in lambda_gelu.find_sites(model).items():
+                assert site.temperature == (TEMPERATURE if name == "1" else 0.1)
+                assert site.is_frozen == frozen
+                if model is plain:
+                    assert torch.equal(site.hardness, expected[name])
+        for name, site in lambda_gelu.find_sites(sharded).items():
+            assert torch.equal(site.hardness, expected[name])
