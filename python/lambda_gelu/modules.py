@@ -356,11 +356,9 @@ class LambdaGELU(nn.Module):
                 "raw_hardness is gathered here, as fully_shard leaves it after a forward without backward, and what is "
                 "written to it would be lost: call reshard() of the model first"
             )
-        values = values.to(raw.device, raw.dtype)
+        values = _beside(raw, values.to(raw.device, raw.dtype))
         if hasattr(raw, "full_tensor"):
-            from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 - costs half a second
-
-            values = distribute_tensor(values, raw.device_mesh, raw.placements)
+            values = values.redistribute(placements=raw.placements)  # each rank keeps its part: no communication
         raw.copy_(values)
 
     def _clear_override(self) -> None:
@@ -440,14 +438,14 @@ def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in _PRECISE_DTYPES else torch.float32
 
 
-def _beside(raw: Tensor, override: Tensor) -> Tensor:
-    """The override, which every rank has in full, as an operand beside an s that may be a DTensor."""
+def _beside(raw: Tensor, values: Any) -> Any:
+    """Values that every rank has in full, as an operand beside an s that may be a DTensor."""
     if not hasattr(raw, "device_mesh"):
-        return override
+        return values
     from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415 - costs half a second
 
     mesh: Any = raw.device_mesh
-    return DTensor.from_local(override, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _refuse_export(method: str) -> None:
