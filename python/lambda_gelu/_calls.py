@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -123,13 +123,12 @@ class FunctionalGELU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self._looking and _is_gelu_function(func):
             frame = _caller(sys._getframe(1))
-            inside = _innermost_module(frame)
-            if inside not in self._known and not self._is_strange_gelu(inside):
+            if not self._is_strange_gelu(_innermost_module(frame)):  # which was noted when it was called
                 self._note(frame, "gelu")
         return func(*args, **(kwargs or {}))
 
     def _on_module(self, module: nn.Module, args: Any) -> None:
-        if not self._looking and module not in self._known and self._is_strange_gelu(module):
+        if not self._looking and self._is_strange_gelu(module):
             self._note(_caller(sys._getframe(1)), type(module).__name__)
 
     def _is_strange_gelu(self, module: nn.Module | None) -> bool:
@@ -215,11 +214,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Every module runs as its Python says: neither compiled nor in the fused kernel of a transformer layer."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and the import takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled then, and the import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield

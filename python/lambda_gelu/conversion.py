@@ -341,7 +341,7 @@ def _observe(
             slot.put(probe)
         functional = FunctionalGELU(
             names={module: _site_name(name) for name, module in unwrapped(model).named_modules()},
-            known={*probes, *(slot.module for slot in slots), *(slot.module for slot, _ in skipped)},
+            known={*probes, *(slot.module for slot, _ in skipped)},
             is_gelu=lambda module: (
                 is_candidate(module, gelu_classes) and isinstance(distance_from_gelu(module, gelu_classes), float)
             ),

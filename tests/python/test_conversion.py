@@ -317,6 +317,21 @@ def test_a_forward_that_was_put_into_an_instance_is_left_alone():
     assert model[0](torch.zeros(())).item() == 1
 
 
+def test_a_padded_batch_can_be_the_example_of_a_transformer_encoder():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    padding = torch.arange(5).expand(2, 5) >= torch.tensor([[4], [5]])
+    inputs = {
+        "src": torch.randn(2, 5, 8),
+        "src_key_padding_mask": padding,
+    }  # which torch would pack into a nested tensor
+    report = convert_(encoder, per="channel", channel_dim=-1, example_inputs=inputs)
+    assert [(site.name, site.calls, site.num_parameters) for site in report.sites] == [
+        ("layers.0.activation", 1, 16),
+        ("layers.1.activation", 1, 16),
+    ]
+
+
 # --- functions in attributes -----------------------------------------------------------------------------------------
 
 

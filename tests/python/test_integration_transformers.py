@@ -84,6 +84,17 @@ def test_a_gelu_of_transformers_that_a_forward_takes_from_the_package_is_named()
     assert (call.name, call.module, call.function) == ("0", "Head", "NewGELUActivation")
 
 
+def test_the_gelu_in_the_head_of_roberta_is_named():
+    config = transformers.RobertaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=32
+    )
+    report = convert_(transformers.RobertaForMaskedLM(config), example_inputs=torch.tensor([[5, 6, 7]]))
+    assert [site.name for site in report.sites] == ["roberta.encoder.layer.0.intermediate.intermediate_act_fn"]
+    (call,) = report.functional_calls
+    assert (call.name, call.module, call.function, call.calls) == ("lm_head", "RobertaLMHead", "GELUActivation", 1)
+    assert call.location.startswith("modeling_roberta.py:")
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +229,20 @@ def test_a_plain_checkpoint_loads_into_a_converted_class_with_lambda_at_its_star
     assert [site.hardness.item() for site in find_sites(model).values()] == pytest.approx([1.02] * 2)
     assert not any(site.is_frozen for site in find_sites(model).values())
     torch.testing.assert_close(model(TOKENS).logits, plain(TOKENS).logits, rtol=0, atol=0.002)
+
+
+def test_lambda_per_channel_comes_back_through_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    options = {"per": "channel", "channel_dim": -1, "example_inputs": TOKENS}
+    model = make_gpt2().eval()
+    convert_(model, **options)
+    for site in find_sites(model).values():
+        site.set_hardness(torch.linspace(1.5, 3, 64))
+    model.save_pretrained(tmp_path)
+    loaded = make_gpt2().eval()
+    convert_(loaded, **options)
+    safetensors.load_model(loaded, tmp_path / "model.safetensors")
+    assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_a_hardened_model_is_shipped_as_a_plain_relu_checkpoint(lambda_gpt2, tmp_path):

@@ -87,9 +87,6 @@ class HardnessCallback(_pytorch.Callback):
         self._restored = None
         self._global_step = trainer.global_step
         self.scheduler = scheduler
-        if self._interval == "epoch":
-            # A checkpoint that a validation wrote is of an epoch whose end had not come yet, and does not come again.
-            self._catch_up(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """One step of the schedule, where the batch was the last of an optimizer's step."""
@@ -105,14 +102,10 @@ class HardnessCallback(_pytorch.Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """One step of the schedule by epochs."""
         if self._interval == "epoch":
-            self._catch_up(trainer.current_epoch + 1)
+            assert self.scheduler is not None
+            self.scheduler.step()
             if self._log:
                 pl_module.log_dict(hardness_metrics(pl_module))
-
-    def _catch_up(self, step: int) -> None:
-        assert self.scheduler is not None
-        while self.scheduler.state_dict()["step"] < step:
-            self.scheduler.step()
 
     def _total_steps(self, trainer: Any) -> int:
         by_steps = self._interval == "step"
