@@ -98,7 +98,8 @@ class Recorder:
             self.outcomes[report.nodeid] = (report.outcome, _reason(report) if report.outcome == "skipped" else "")
 
     def pytest_sessionfinish(self) -> None:
-        found = [(test.rpartition("/")[2], *outcome) for test, outcome in self.outcomes.items()]
+        # "tests/python/test_x.py::test_y[a/b]" without its folder
+        found = [(test[test.partition("::")[0].rfind("/") + 1 :], *outcome) for test, outcome in self.outcomes.items()]
         self.path.write_text(json.dumps(found))
 
 
