@@ -121,7 +121,7 @@ class LambdaGELU(nn.Module):
             raw = self.raw_hardness
         if _is_compiling():
             _prepare_compiler()
-            if not (_is_exporting() or hasattr(raw, "full_tensor")):
+            if not _is_exporting():
                 return _lambda_gelu(input, self._traced_hardness(raw), self.channel_dim)
             frozen = self._frozen
         else:
@@ -136,7 +136,7 @@ class LambdaGELU(nn.Module):
 
     def _traced_hardness(self, raw: Tensor) -> Tensor:
         """λ without a branch: what asks for the flag is compiled again when λ is frozen."""
-        override = self.hardness_override
+        override = _beside(raw, self.hardness_override)
         return torch.where(override > 0, override, self._hardness_from_raw(raw))
 
     @property
