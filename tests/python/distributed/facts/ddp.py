@@ -37,6 +37,14 @@ def the_switch_from_learning_to_hardening_leaves_no_parameter_unused(group: Grou
 
 
 @fact(2)
+def a_compiled_model_is_synchronized_too(group: Group) -> None:
+    def compiled(model: nn.Module) -> nn.Module:
+        return torch.compile(wrap(group, model), backend="aot_eager")
+
+    assert_trains_as_in_one_process(group, make_model(), compiled, group.part(EXAMPLES))
+
+
+@fact(2)
 def accumulated_gradients_are_those_of_one_batch(group: Group) -> None:
     expected = train(make_model())
     model = wrap(group, make_model())

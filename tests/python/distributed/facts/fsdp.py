@@ -79,6 +79,16 @@ def activations_that_are_computed_again_change_nothing(group: Group) -> None:
 
 
 @fact(2)
+def compiled_layers_are_sharded_too(group: Group) -> None:
+    def compiled(model: nn.Sequential) -> nn.Module:
+        for module in model:
+            module.compile(backend="aot_eager")  # the site's kernel; FSDP2's hooks break graphs
+        return whole_model(group)(model)
+
+    assert_trains_as_in_one_process(group, make_model(), compiled, group.part(EXAMPLES))
+
+
+@fact(2)
 def accumulated_gradients_are_those_of_one_sharded_batch(group: Group) -> None:
     expected = train(make_model())
     model = each_module(group)(make_model())
