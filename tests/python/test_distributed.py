@@ -59,3 +59,49 @@ def test_fact(name, size, outcomes):
 def test_every_file_of_facts_is_run():
     files = {path.stem for path in (FOLDER / "facts").glob("*.py")} - {"__init__", "training"}
     assert files == set(facts.__all__)
+
+
+# --- registration of the sharding rules ------------------------------------------------------------------------------
+
+REGISTERED_BY_IMPORT = """
+import importlib.util, sys
+import lambda_gelu
+from lambda_gelu.rules import sharding
+DTENSOR = "torch.distributed.tensor"
+assert DTENSOR not in sys.modules
+before = list(sys.meta_path)
+assert importlib.util.find_spec(DTENSOR) is not None and not sharding._registered  # looking is not importing
+import torch.distributed.tensor
+assert sharding._registered
+assert len(sys.meta_path) == len(before) - 1, "nothing stays behind"
+assert "exec_module" not in vars(torch.distributed.tensor.__loader__)
+registered = torch.distributed.tensor.DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
+strategy = registered[torch.ops.lambda_gelu.lambda_gelu.default]
+sharding.register()
+assert registered[torch.ops.lambda_gelu.lambda_gelu.default] is strategy
+"""
+
+REFUSED_IN_WORDS = """
+import warnings
+import torch.distributed.tensor.experimental as experimental
+def moved(op, extra):
+    raise AssertionError
+experimental.register_sharding = moved
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import lambda_gelu
+assert any("does not take lambda_gelu's sharding rules" in str(warning.message) for warning in caught)
+from lambda_gelu.rules import sharding
+try:
+    sharding.register()
+except RuntimeError as error:
+    assert "to_local() before lambda_gelu" in str(error)
+else:
+    raise AssertionError("no error")
+"""
+
+
+@pytest.mark.parametrize("program", [REGISTERED_BY_IMPORT, REFUSED_IN_WORDS], ids=["by import", "refused in words"])
+def test_the_sharding_rules_are_registered_when_dtensor_is_imported(program):
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr

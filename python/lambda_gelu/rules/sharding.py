@@ -76,15 +76,17 @@ class _AfterImport:
         found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+            loader: Any = spec.loader
+            execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
+                del loader.exec_module  # from here on it is what it was
                 execute(module)
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
                 _register_or_warn()
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            loader.exec_module = exec_module
         return spec
 
 
