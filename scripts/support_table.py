@@ -144,9 +144,12 @@ def _run_ctest(build: Path) -> list[Outcome]:
     if not cases:
         return [("ctest::process", "failed", "")]
     outcome = {"run": "passed", "notrun": "skipped", "disabled": "skipped"}
-    return [
-        (f"ctest::{case.get('name')}", outcome.get(case.get("status", ""), "failed"), "not run here") for case in cases
-    ]
+
+    def why(case: ET.Element) -> str:
+        skipped = case.find("skipped")
+        return "" if skipped is None else skipped.get("message", "")
+
+    return [(f"ctest::{case.get('name')}", outcome.get(case.get("status", ""), "failed"), why(case)) for case in cases]
 
 
 def _sources() -> str:
