@@ -71,7 +71,7 @@ def record_calls(model: nn.Module, modules: Iterable[nn.Module], example_inputs:
 
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     try:
-        with _evaluating(model), _uncompiled(), torch.no_grad():
+        with _evaluating(model), uncompiled(), torch.no_grad():
             if isinstance(example_inputs, Mapping):
                 model(**example_inputs)
             elif isinstance(example_inputs, (tuple, list)):
@@ -213,7 +213,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _uncompiled() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
+    """What is in torch.compile runs eagerly within the context."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled then, and the import takes seconds
         yield
         return

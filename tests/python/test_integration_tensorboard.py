@@ -91,3 +91,18 @@ def test_the_measurement_leaves_no_hook_and_gives_only_what_was_called(model):
     with preactivation_std(model) as std, torch.inference_mode():
         model[1](torch.full((3, 5), 2.0))
     assert std == {"1": 0.0}
+
+
+def test_what_was_compiled_before_is_measured_too(model):
+    x = torch.randn(7, 4)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    with preactivation_std(compiled) as std:
+        compiled(x)
+    torch.testing.assert_close(std["1"], model[0](x).double().std(correction=0)[None], rtol=1e-6, atol=0)
+
+
+def test_a_rank_that_does_not_write_passes_none(model):
+    log_hardness(None, model, 0)
+    with pytest.raises(ValueError, match="std names 2"):
+        log_hardness(None, model, 0, std={"2": torch.ones(1)})

@@ -400,7 +400,7 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path, stop, restore):
     unbroken = make_trainer(tmp_path, save_strategy="steps", save_steps=stop)
     unbroken.train()
     saved = json.loads((tmp_path / f"checkpoint-{stop}" / "trainer_state.json").read_text())
-    assert saved["stateful_callbacks"]["HardnessCallback"]["attributes"]["restored"]["step"] == stop
+    assert saved["stateful_callbacks"]["HardnessCallback"]["attributes"]["scheduler_state"]["step"] == stop
 
     options = {"restore_callback_states_from_checkpoint": restore}
     resumed = make_trainer(tmp_path, save_strategy="steps", save_steps=stop, **options)

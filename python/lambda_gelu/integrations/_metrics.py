@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._calls import uncompiled
 from ..modules import LambdaGELU
 from ..sites import find_sites
 
@@ -34,8 +35,9 @@ def hardness_metrics(model: nn.Module) -> dict[str, float]:
 def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Measures σ, the standard deviation of what every site is given within the context.
 
-    Over all calls, all examples and, where a site has λ per channel, per channel. Empty until the context ends; sites
-    that were not called, and contexts that end in an exception, give none. Not seen: what runs compiled.
+    Over all calls, all examples and, where a site has λ per channel, per channel. Of this process alone. Empty until the
+    context ends; sites that were not called, and contexts that end in an exception, give none. What is in
+    torch.compile runs eagerly meanwhile, since compiled code does not look for new hooks.
 
     Yields:
         dict: σ by site name, float64 (float32 where the device has no other), of shape ``(num_parameters,)``.
@@ -48,7 +50,8 @@ def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     handles = [site.register_forward_pre_hook(moments[name].add, with_kwargs=True) for name, site in sites.items()]
     std: dict[str, Tensor] = {}
     try:
-        yield std
+        with uncompiled():
+            yield std
     finally:
         for handle in handles:
             handle.remove()

@@ -25,7 +25,8 @@ def log_hardness(writer: Any, model: nn.Module, step: int, *, std: Mapping[str, 
     after :func:`lambda_gelu.to_relu_`.
 
     Args:
-        writer: a ``torch.utils.tensorboard.SummaryWriter``, or what has its ``add_scalar`` and ``add_histogram``.
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or what has its ``add_scalar`` and ``add_histogram``. None
+            writes nothing: where ranks share λ (``fully_shard``, ``HardnessParallel``), every rank must call this.
         step: the global step.
         std: σ of the pre-activations by site name, of shape ``(num_parameters,)``, as :func:`preactivation_std` gives
             it. Sites that it lacks get no κ. Default None.
@@ -53,6 +54,8 @@ def log_hardness(writer: Any, model: nn.Module, step: int, *, std: Mapping[str, 
             scalars[f"effective_hardness/{name}"] = values["effective_hardness"].mean().item()
         if site.num_parameters > 1:
             histograms |= {f"{quantity}_per_channel/{name}": value for quantity, value in values.items()}
+    if writer is None:
+        return
     for tag, scalar in scalars.items():
         writer.add_scalar(tag, scalar, step)
     for tag, value in histograms.items():

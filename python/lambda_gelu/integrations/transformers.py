@@ -75,14 +75,12 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
         target = dict(target) if isinstance(target, Mapping) else target
         self._plan = {"start": start, "target": target, "schedule": schedule, "end": end}
         self.scheduler: HardnessScheduler | None = None
+        self.scheduler_state: dict[str, Any] | None = None  # written by restore_callback_states_from_checkpoint
 
     def state(self) -> dict[str, Any]:
         """For ``trainer_state.json``."""
-        scheduler = self.scheduler.state_dict() if self.scheduler else None
-        # The Trainer keeps its reference, and would write later steps over an earlier one.
-        return {"args": dict(self._plan), "attributes": {"restored": scheduler}}
-
-    restored: dict[str, Any] | None = None
+        scheduler_state = self.scheduler.state_dict() if self.scheduler else None
+        return {"args": dict(self._plan), "attributes": {"scheduler_state": scheduler_state}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Makes the scheduler, or continues that of a checkpoint."""
@@ -92,13 +90,14 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
             raise ValueError(f"a run has one {name}, got {len(saved)}")
         scheduler = HardnessScheduler(model, state.max_steps, **self._plan)
         if state.global_step > 0:
-            restored = saved["attributes"]["restored"] if saved else None
-            if restored is None:
+            scheduler_state = saved["attributes"]["scheduler_state"] if saved else None
+            if scheduler_state is None:
                 raise ValueError(
                     f"the checkpoint of step {state.global_step} has no state of {name}: it was written without one"
                 )
-            scheduler.load_state_dict(restored)
+            scheduler.load_state_dict(scheduler_state)
         self.scheduler = scheduler
+        # The Trainer writes the present state there with every checkpoint, but only where there has been one.
         state.stateful_callbacks[name] = self.state()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
