@@ -36,7 +36,7 @@ class ConvertedSite:
         error: max over x of |f - what was there|, a bound in exact arithmetic: ``0.2936 (1 - 1/λ)``, and 0.00047 more
             where that was the tanh approximation.
         calls: how often `example_inputs` ran it, None where there were none. Above 1, uses that might have had a λ each
-            share one.
+            share one; at 0, its λ gets no gradient, which DistributedDataParallel does not accept.
         called_from: the lines that ran it, as ``file.py:12``, in order of the first call; empty without
             `example_inputs`.
         shared_with: other places that held the very same module. Each place has its own λ now.
@@ -93,6 +93,7 @@ class ConversionReport:
             for site in self.sites
             if site.calls is not None and site.calls > 1
         ]
+        lines += [f"never called: {site.name}" for site in self.sites if site.calls == 0]
         lines += [f"left alone: {name}: {reason}" for name, reason in self.skipped.items()]
         lines += [f"still GELU: {call}" for call in self.functional_calls or ()]
         return "\n".join(lines)

@@ -534,6 +534,12 @@ def test_one_module_called_twice_is_named_with_the_lines_to_split():
     assert f"one λ for 2 calls: act, from {', '.join(lines)}" in str(report)
 
 
+def test_a_module_that_nothing_calls_is_named():
+    report = convert_(nn.Sequential(Block(), Unreached()), example_inputs=EXAMPLE)
+    assert [(site.name, site.calls, site.called_from) for site in report.sites][1] == ("1.act", 0, ())
+    assert "never called: 1.act" in str(report) and "never called: 0.act" not in str(report)
+
+
 def test_one_module_in_a_table_of_activations_is_split_where_modules_hold_it():
     table = {"gelu": nn.GELU()}  # not copied on access
 

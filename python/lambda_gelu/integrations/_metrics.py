@@ -35,8 +35,8 @@ def hardness_metrics(model: nn.Module) -> dict[str, float]:
 def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Measures σ, the standard deviation of what every site is given within the context.
 
-    Over all calls, all examples and, where a site has λ per channel, per channel. Of this process alone. Empty until the
-    context ends; sites that were not called, and contexts that end in an exception, give none. What is in
+    Over all calls, all examples and, where a site has λ per channel, per channel; of this process alone. Empty until
+    the context ends; sites that were not called, and contexts that end in an exception, give none. What is in
     torch.compile runs eagerly meanwhile, since compiled code does not look for new hooks.
 
     Yields:
