@@ -35,10 +35,8 @@ void check_input(const at::Tensor& input) {
 
 void check_hardness_type(const at::Tensor& hardness, const at::Tensor& input) {
   check_dense(hardness, "hardness");
-  const auto dtype = hardness.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == input.scalar_type(),
-                   "hardness must be float32, float64 or of input's dtype ", dtype_name(input.scalar_type()), ", got ",
-                   dtype_name(dtype));
+  TORCH_CHECK_TYPE(is_supported(hardness.scalar_type()), "hardness must be float32, float64, bfloat16 or float16, got ",
+                   dtype_name(hardness.scalar_type()));
   TORCH_CHECK(hardness.device() == input.device(), "hardness must be on input's device ", input.device(), ", got ",
               hardness.device());
 }

@@ -218,6 +218,18 @@ def test_16_bits_that_are_asked_for_are_obeyed(dtype):
     assert site.float().bfloat16().raw_hardness.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALVES], ids=str)
+def test_16_bits_take_every_input(dtype):
+    """As where a policy has cast s to bfloat16 and an activation is float32 for its range, or autocast has float16."""
+    site = LambdaGELU(2, dtype=torch.bfloat16, init_hardness=torch.tensor([1.25, 3.0]))
+    x = torch.randn(5, 2, dtype=dtype)
+    y = site(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, lambda_gelu.lambda_gelu(x, site.hardness.detach()))
+    y.float().sum().backward()
+    assert site.raw_hardness.grad.dtype == torch.bfloat16 and site.raw_hardness.grad.any()
+
+
 def test_the_state_of_another_dtype_is_loaded_into_the_own_one():
     low, high = LambdaGELU(dtype=torch.bfloat16, init_hardness=1.75), LambdaGELU()
     high.load_state_dict(low.state_dict())

@@ -13,8 +13,8 @@ namespace lambda_gelu {
 /// torch.ops.lambda_gelu.lambda_gelu.
 ///
 /// input: float32, float64, bfloat16 or float16, any shape and strides, also empty.
-/// hardness: lambda, 1-D with 1 element or with input.size(channel_dim) elements; float32, float64 or input's dtype; on
-/// input's device. Its values are not checked (that would synchronize a device); see LambdaGELU::set_hardness.
+/// hardness: lambda, 1-D with 1 element or with input.size(channel_dim) elements, of any of these dtypes, on input's
+/// device. Its values are not checked (that would synchronize a device); see LambdaGELU::set_hardness.
 /// temperature: if given, `hardness` holds s and lambda = 1 + softplus(s / temperature) is formed inside the kernel;
 /// finite and positive.
 /// Returns input's dtype, shape and (for dense inputs) strides. Differentiable twice, in forward mode too.

@@ -44,12 +44,11 @@ TEST_P(Refusal, InputDtype) {
 }
 
 TEST_P(Refusal, HardnessDtype) {
-  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}), ones(1, at::kHalf)); },
-                                 "hardness must be float32, float64 or of input's dtype float32, got float16");
-  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}, at::kHalf), ones(1, at::kBFloat16)); },
-                                 "hardness must be float32, float64 or of input's dtype float16, got bfloat16");
-  expect_refusal<c10::TypeError>([&] { lambda_gelu(zeros({2, 3}), ones(1, at::kLong)); },
-                                 "hardness must be float32, float64 or of input's dtype float32, got int64");
+  for (const auto& [dtype, name] : std::vector<std::pair<at::ScalarType, std::string>>{
+           {at::kLong, "int64"}, {at::kBool, "bool"}, {at::kComplexFloat, "complex64"}}) {
+    expect_refusal<c10::TypeError>([&, d = dtype] { lambda_gelu(zeros({2, 3}), zeros({1}, d)); },
+                                   "hardness must be float32, float64, bfloat16 or float16, got " + name);
+  }
 }
 
 TEST_P(Refusal, HardnessShape) {
