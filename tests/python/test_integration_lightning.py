@@ -104,6 +104,27 @@ def test_the_schedule_follows_the_optimizer_steps(pl, tmp_path, accumulate, step
     assert find_sites(module)["net.1"].hardness.item() == 50.0
 
 
+def test_with_several_optimizers_a_batch_is_one_step(pl, tmp_path):
+    class Manual(type(make_module(pl))):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            halves = (self.net[:2], self.net[2:])
+            return [torch.optim.SGD(lambda_gelu.param_groups(half, lr=0.01)) for half in halves]
+
+        def training_step(self, batch, index):
+            self.manual_backward(self.net(batch[0]).square().mean())
+            for optimizer in self.optimizers():
+                optimizer.step()
+                optimizer.zero_grad()
+
+    callback = HardnessCallback(start=0.5, target=50.0)
+    trainer = make_trainer(pl, tmp_path, callback)
+    trainer.fit(Manual(), data())
+    assert trainer.global_step == 32  # Lightning counts each
+    assert callback.scheduler.state_dict()["step"] == 16 and callback.scheduler.phase == "done"
+
+
 def test_the_schedule_follows_the_epochs(pl, tmp_path):
     module, callback = make_module(pl), HardnessCallback(interval="epoch", start=0.5, target=50.0)
     make_trainer(pl, tmp_path, callback, max_epochs=4).fit(module, data())

@@ -269,10 +269,14 @@ class HardnessTrainer(HardnessTrainerMixin, transformers.Trainer):
 
 
 class Recorder(transformers.TrainerCallback):
-    """λ after every optimizer step."""
+    """λ after every optimizer step, and what a reporter is given."""
 
     def __init__(self):
         self.hardness = []
+        self.logged = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logged.append(dict(logs))
 
     def on_step_end(self, args, state, control, model, **kwargs):
         self.hardness.append([site.hardness.item() for site in find_sites(model).values()])
@@ -299,8 +303,13 @@ def make_trainer(folder, *, callbacks=None, kind=HardnessTrainer, model=None, **
     return kind(model, args, train_dataset=data, eval_dataset=data[:4], callbacks=[*callbacks, Recorder()])
 
 
+def recorder_of(trainer):
+    (recorder,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Recorder))
+    return recorder
+
+
 def recorded(trainer):
-    return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Recorder)).hardness
+    return recorder_of(trainer).hardness
 
 
 def schedule_of(trainer):
@@ -374,6 +383,8 @@ def test_the_trainer_logs_lambda_beside_the_loss(tmp_path):
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in logs] == [2, 4, 6, 8]
+    reported = [entry for entry in recorder_of(trainer).logged if "loss" in entry]
+    assert reported == [{key: value for key, value in entry.items() if key != "step"} for entry in logs]
     for entry in logs:
         hardness = recorded(trainer)[entry["step"] - 1]
         assert [entry[f"hardness/transformer.h.{i}.mlp.act"] for i in range(2)] == hardness
