@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +63,11 @@ class HardnessParallel(ParallelStyle):
         distributed = from_source(raw, Shard(0) if split else Replicate())
         module._write_override(from_source(module.hardness_override, Replicate()).to_local(), frozen=module.is_frozen)
         module.raw_hardness = nn.Parameter(distributed, requires_grad=raw.requires_grad)
-        module.register_forward_pre_hook(partial(_to_distributed, device_mesh, self.input_layouts), with_kwargs=True)
+        layout = self.input_layouts
+        # Closures, as torch's own styles have them: copy.deepcopy leaves the mesh in them alone.
+        module.register_forward_pre_hook(
+            lambda module, args, kwargs: _to_distributed(device_mesh, layout, module, args, kwargs), with_kwargs=True
+        )
         if self.use_local_output:
             module.register_forward_hook(_to_local)
         return module

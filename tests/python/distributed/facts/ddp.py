@@ -8,8 +8,9 @@ from contextlib import nullcontext
 import torch
 from group import Group, fact
 from optimizers import IMPLEMENTATIONS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lambda_gelu
 from facts.training import (
@@ -61,6 +62,26 @@ def accumulated_gradients_are_those_of_one_batch(group: Group) -> None:
         trace.append(torch.cat(list(scheduler.get_last_hardness().values())))
     torch.testing.assert_close(torch.stack(trace), expected, rtol=1e-9, atol=0)
     assert_same_on_every_rank(group, torch.stack(trace))
+
+
+@fact(2)
+def an_average_of_the_model_is_hardened_with_it(group: Group) -> None:
+    def averages(model: nn.Module, inner: nn.Module, part: slice = slice(None)) -> Tensor:
+        average = AveragedModel(inner, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+        seen = []
+
+        def update(_: int) -> None:
+            average.update_parameters(inner)
+            seen.append(torch.cat([site.hardness.detach() for site in lambda_gelu.find_sites(average).values()]))
+
+        train(model, part, after_step=update)
+        return torch.stack(seen)
+
+    plain, inner = make_model(), make_model()
+    expected = averages(plain, plain)
+    assert (expected[-1] == 6.0).all()
+    actual = averages(wrap(group, inner), inner, group.part(EXAMPLES))
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=0)
 
 
 @fact(2)

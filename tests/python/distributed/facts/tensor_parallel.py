@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from group import Group, fact
+from optimizers import IMPLEMENTATIONS, OPTIMIZERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,10 +23,11 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 import lambda_gelu
 from facts import training
-from facts.training import assert_same_on_every_rank, assert_trains_as_in_one_process, whole
+from facts.training import assert_same_on_every_rank, assert_trains_as_in_one_process, steps_on_dtensors, whole
 from lambda_gelu import HardnessScheduler, LambdaGELU
 from lambda_gelu.integrations.tensor_parallel import HardnessParallel
 
@@ -164,6 +166,27 @@ def hardness_is_read_set_frozen_and_freed_as_in_one_process(group: Group) -> Non
 
 
 @fact(2)
+def an_average_of_a_tensor_parallel_model_is_hardened_with_it(group: Group) -> None:
+    def averages(model: nn.Module) -> Tensor:
+        average = AveragedModel(model, avg_fn=get_ema_avg_fn(0.5))
+        seen = []
+
+        def update(_: int) -> None:
+            average.update_parameters(model)
+            seen.append(average.module.activation.hardness.detach())
+
+        training.train(model, after_step=update)
+        assert average.module.activation.is_frozen
+        return torch.stack(seen)
+
+    for num_parameters in (1, 6):
+        model = make(Block, num_parameters, -1, 6)
+        expected = averages(copy.deepcopy(model))
+        assert (expected[-1] == 6.0).all()
+        torch.testing.assert_close(averages(in_columns(group)(model)), expected, rtol=1e-9, atol=0)
+
+
+@fact(2)
 def every_rank_starts_from_the_hardness_of_the_first(group: Group) -> None:
     model = make(Block, 6, -1, 6)
     lambda_gelu.init_hardness_(model, "increasing", 1.5 + group.rank, 3.0)
@@ -236,3 +259,24 @@ def it_composes_with_fully_shard_in_a_mesh_of_two_dimensions(group: Group) -> No
             values = torch.linspace(2, 3, num_parameters, dtype=torch.double)
             wrapped.activation.set_hardness(values)
             torch.testing.assert_close(wrapped.activation.hardness.detach(), values, rtol=1e-15, atol=0)
+
+
+@fact(2)
+def no_optimizer_moves_a_frozen_parallel_hardness(group: Group) -> None:
+    for name, options in IMPLEMENTATIONS:
+        if not steps_on_dtensors(name, options):
+            continue
+        for num_parameters in (1, 6):
+            layers = nn.Linear(4, 6), LambdaGELU(num_parameters, channel_dim=-1), nn.Linear(6, 1)
+            model = nn.Sequential(*layers)
+            parallelize_module(model, group.mesh, dict(zip("012", plan(local=True).values(), strict=True)))
+            optimizer = OPTIMIZERS[name](lambda_gelu.param_groups(model, lr=0.05), **options)
+            site = model[1]
+            for step in range(3):
+                if step == 1:
+                    site.freeze_hardness()
+                    frozen = site.hardness
+                optimizer.zero_grad()
+                model(training.batches()[step][0].float()).square().mean().backward()
+                optimizer.step()
+            assert torch.equal(site.hardness, frozen), (name, options)
