@@ -111,4 +111,5 @@ def _scaled(raw_hardness: Tensor, temperature: float) -> Tensor:
 
 def _hardness_from_raw(raw_hardness: Tensor, temperature: float) -> Tensor:
     t = _scaled(raw_hardness, temperature)
-    return torch.relu(t) + torch.log1p(torch.exp(-t.abs())) + 1
+    hardness = torch.relu(t) + torch.log1p(torch.exp(-t.abs())) + 1
+    return hardness if raw_hardness.dtype == torch.float64 else hardness.to(torch.float32)
