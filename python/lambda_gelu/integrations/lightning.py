@@ -12,6 +12,7 @@ from .. import HardnessScheduler
 from ._metrics import hardness_metrics
 from ._require import require
 
+_pytorch: Any
 try:
     _pytorch = require("lightning.pytorch", "lightning")
 except ImportError as missing:

@@ -45,7 +45,7 @@ def log_hardness(writer: Any, model: nn.Module, step: int, *, std: Mapping[str, 
     unknown = [name for name in std or () if name not in sites]
     if unknown:
         raise ValueError(f"std names {', '.join(unknown)}, but the sites are {list(sites)}")
-    histograms = {}
+    histograms: dict[str, Tensor] = {}
     for name, site in sites.items():
         hardness = site.hardness.detach()
         values = {"hardness": hardness}

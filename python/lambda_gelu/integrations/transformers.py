@@ -11,8 +11,8 @@ from .. import HardnessScheduler, convert_, find_sites, param_groups
 from ._metrics import hardness_metrics
 from ._require import require
 
-_transformers = require("transformers", "transformers")
-_callbacks = require("transformers.trainer_callback", "transformers")
+_transformers: Any = require("transformers", "transformers")
+_callbacks: Any = require("transformers.trainer_callback", "transformers")
 
 
 def optimizer_groups(
@@ -73,7 +73,7 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
         end: float = 1.0,
     ) -> None:
         target = dict(target) if isinstance(target, Mapping) else target
-        self._plan = {"start": start, "target": target, "schedule": schedule, "end": end}
+        self._plan: dict[str, Any] = {"start": start, "target": target, "schedule": schedule, "end": end}
         self.scheduler: HardnessScheduler | None = None
         self.scheduler_state: dict[str, Any] | None = None  # written by restore_callback_states_from_checkpoint
 
