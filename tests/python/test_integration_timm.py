@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import lambda_gelu
 from lambda_gelu import convert_, find_sites, relu_substituted, to_relu_
 
-timm = pytest.importorskip("timm", reason="needs timm, and torchvision, which timm imports", exc_type=ImportError)
+timm = pytest.importorskip("timm", exc_type=ImportError)  # it imports torchvision, which may be missing
 from timm.layers import activations  # noqa: E402
 from timm.optim import create_optimizer_v2, param_groups_weight_decay  # noqa: E402
 
