@@ -28,7 +28,7 @@ def outcome(function: Fact, group: Group) -> str | None:
 
 def main(folder: Path, wanted: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     assert distributed.get_world_size() == WORLD_SIZE
     rank = distributed.get_rank()
     groups = {size: distributed.new_group(list(range(size))) for size in range(1, WORLD_SIZE + 1)}
