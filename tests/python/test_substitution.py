@@ -145,6 +145,18 @@ def test_evaluating_as_if_substituted_equals_substituting(hardened):
     assert torch.equal(hardened(x), plain) and not torch.equal(plain, swapped(x))
 
 
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_a_wrapped_model_is_substituted_within_the_context_only(hardened, wrap):
+    x = torch.randn(16, 4)
+    wrapped = wrap(hardened)
+    plain = wrapped(x)
+    with relu_substituted(wrapped):
+        inside = wrapped(x)
+    assert torch.equal(wrapped(x), plain) and not torch.equal(inside, plain)
+    to_relu_(hardened)
+    assert torch.equal(inside, hardened(x))
+
+
 def test_contexts_nest(hardened):
     x = torch.randn(16, 4)
     with relu_substituted(hardened):
