@@ -212,6 +212,59 @@ def cuda() -> str:
 """
 
 
+def compiled_blocks(rows: list[dict]) -> str:
+    lines = [
+        [r["case"], r["pass"], r["dtype"], f"{r['elements']:,}", f"{r['opaque_us']:.1f}", f"{r['fuse_us']:.1f}"]
+        + [f"{r['gelu_us']:.1f}", r["auto"], f"{r['auto_over_better']:.2f}"]
+        + [verdict(r["auto_over_better"], 1.03, at_most=True), f"{r['auto_over_gelu']:.2f}"]
+        for r in rows
+        if "auto_over_better" in r
+    ]
+    header = ["block", "pass", "dtype", "elements", "opaque, µs", "fuse, µs", "nn.GELU, µs", "auto takes"]
+    return table([*header, "auto / better mode", "≤ 1.03", "auto / nn.GELU"], lines)
+
+
+def compiled_networks(rows: list[dict]) -> str:
+    lines = [
+        [r["case"], "compiled" if r["compiled"] else "eager", f"{r['ours_us']:.0f}", f"{r['gelu_us']:.0f}"]
+        + [f"{r['ours_over_gelu']:.3f}", verdict(r["ours_over_gelu"], r["reach"], at_most=True)]
+        for r in rows
+        if "ours_over_gelu" in r
+    ]
+    header = ["step", "run", "LambdaGELU, µs", "nn.GELU, µs", "LambdaGELU / nn.GELU"]
+    return table([*header, "≤ 1.01"], lines)
+
+
+def compiled() -> str:
+    """The section on torch.compile, where it has been measured."""
+    if not (RESULTS / "compile.json").exists():
+        return ""
+    result = load("compile")
+    rows = result["rows"]
+    threads = next(r["threads"] for r in rows if "threads" in r)
+    calls = [[r["form"], str(r["ours_ns"]), str(r["gelu_ns"])] for r in rows if r["case"] == "eager call"]
+    imports = next(r for r in rows if "ms" in r)
+    return f"""## Under torch.compile
+
+`benchmarks/bench_compile.py`; [compile.md](compile.md) says what the modes are. {threads} threads, on
+{result["machine"]["device"]}; a forward that keeps what backward needs, and "training": that and the gradients of x, λ
+and bias.
+
+{compiled_blocks(rows)}
+
+A training step with SGD and a learned λ per site, beside the same network with nn.GELU:
+
+{compiled_networks(rows)}
+
+One eager call on 16 elements without gradients, in ns, beside `F.gelu`:
+
+{table(["call", "ours", "F.gelu"], calls)}
+
+`import lambda_gelu` takes {imports["ms"]:.0f} ms on top of `import torch` (asked: at most {imports["reach"]}).
+
+"""
+
+
 def machine(description: dict) -> str:
     keep = ("gpu", "compute_capability", "multiprocessors", "gpu_memory_bytes", "l2_bytes", "driver", "torch_cuda")
     keep += ("cpu", "family_model", "cores", "caches", "clock_GHz", "last_level_cache_bytes", "torch", "date", "commit")
@@ -279,7 +332,7 @@ By {machine_code["assembler"]}. {spills(machine_code["rows"])}
 
 {small_planes(machine_code["rows"])}
 
-{cuda()}## The op, and what users would call otherwise
+{cuda()}{compiled()}## The op, and what users would call otherwise
 
 Backward rows include dλ for ours; `F.gelu` and ATen have none, and lose the negative tail. At 64M elements in fresh
 memory the page faults cost several times the arithmetic; `x.clone()` shows what they alone cost.
