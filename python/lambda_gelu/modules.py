@@ -16,7 +16,7 @@ from .compiler import prepare as _prepare_compiler
 
 _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the lookup costs as much as a small call
 _is_compiling = torch.compiler.is_compiling
-_is_exporting = torch.compiler.is_exporting
+_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PRECISE_DTYPES = (torch.float32, torch.float64)
@@ -448,9 +448,14 @@ def _beside(raw: Tensor, values: Any) -> Any:
     return DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
+def _is_exporting() -> bool:
+    # Not torch.compiler.is_exporting() where the flag behind it is there: torch 2.11 traces that as True in any graph.
+    return torch.compiler._is_exporting_flag if _has_exporting_flag else torch.compiler.is_exporting()
+
+
 def _refuse_export(method: str) -> None:
     """Raises while torch.export traces a forward: values of λ would become constants of the program."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         raise RuntimeError(f"{method} checks the values of λ and cannot be exported: call it before, on the module")
 
 
