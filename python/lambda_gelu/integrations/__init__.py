@@ -1,5 +1,5 @@
 """λ-GELU in other packages: one module each, imported by name (``import lambda_gelu.integrations.lightning``).
 
-Each needs its package, which ``pip install lambda-gelu[<name of the module>]`` brings along. The rest of lambda_gelu
-needs nothing but torch.
+Each needs its package, which ``pip install lambda-gelu[<name of the module>]`` brings along; ``tensor_parallel`` needs
+nothing but torch, as the rest of lambda_gelu.
 """
