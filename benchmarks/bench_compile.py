@@ -52,6 +52,7 @@ CONFIGURATIONS = [
     (1 << 12, torch.float32, list(BLOCKS), 9, 0.02),
     (1 << 20, torch.float32, list(BLOCKS), 9, 0.03),
     (1 << 20, torch.bfloat16, ["alone", "after a bias", "before a multiply"], 9, 0.03),
+    (1 << 22, torch.float32, ["alone", "before a multiply"], 7, 0.05),
     (1 << 26, torch.float32, ["alone", "after a bias", "before a multiply"], 3, 0.2),
 ]
 
