@@ -192,13 +192,13 @@ def _training_step(make: Callable[..., tuple[nn.Module, Tensor]], activation: ty
 
 
 def networks(record: Recorder, threads: int) -> None:
-    for name, make in (("MLP", mlp), ("GPT", gpt)):
+    for name, make in (("an MLP", mlp), ("a small GPT", gpt)):
         for compile_it in (False, True):
             with_ours, with_gelu = (_training_step(make, kind, compile_it) for kind in (LambdaGELU, nn.GELU))
             pair = paired(with_ours, with_gelu, threads=threads, pairs=41, seconds=0.05)
             record.step(
                 {
-                    "case": f"training step of a {name}",
+                    "case": f"training step of {name}",
                     "compiled": compile_it,
                     "threads": threads,
                     "ours_us": round(pair.ours * 1e6, 1),
