@@ -9,13 +9,14 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 SOURCES := $(shell find CMakeLists.txt pyproject.toml cmake include src python/bindings tests/cpp examples/cpp benchmarks/cpp -type f)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.h' '*.cpp' '*.cc' '*.cu')
 
-.PHONY: help build demo test test-cpp test-python lint format bench check-cuda-wheel gpu-check gpu-bench clean
+.PHONY: help build demo test test-cpp test-python lint format bench check-cuda-wheel check-torch-version gpu-check gpu-bench clean
 help:
 	@echo "make demo     train, harden and swap on real data, in Python and C++ (two minutes)"
 	@echo "make test     all tests, C++ and Python"
 	@echo "make build    the package in .venv, nothing else"
 	@echo "make bench    benchmarks; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make check-cuda-wheel   the wheel beside a CUDA build of PyTorch (5 GB; needs nvcc, no GPU)"
+	@echo "make check-torch-version TORCH=2.12   every test beside another PyTorch (5 GB and more)"
 	@echo "make gpu-check  the proof of the CUDA kernels on a GPU, or STEPS=\"python cpp\" of it (docs/gpu.md)"
 	@echo "make gpu-bench  their speed on a GPU; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make lint     formatting and static checks;  make format  applies them"
@@ -63,6 +64,9 @@ bench: build
 
 check-cuda-wheel: .venv/.ready
 	./scripts/check_cuda_wheel.sh
+
+check-torch-version:
+	./scripts/check_torch_version.sh $(TORCH)
 
 # STEPS="python sanitizer" runs these alone and writes no file. The script asks for a GPU before it builds anything.
 gpu-check:
