@@ -17,9 +17,11 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     r"""The λ-GELU op for :func:`torch.onnx.export`, which knows no operator outside of PyTorch by itself.
 
     From opset 20 on (torch's default) :math:`f(x; \lambda) = \mathrm{Gelu}(\lambda x) / \lambda`, which runtimes know
-    and fuse; before, :math:`x \, (1 + \mathrm{Erf}(\lambda x / \sqrt 2)) / 2`. λ is a constant of the exported model:
-    the exporter's optimizer folds :math:`1 + \mathrm{softplus}(s / \tau)`, which is computed in float64, and it is
-    computed in the graph where s is an input. Computed in float32 for float16 and bfloat16 input, as our op does.
+    and fuse; before, :math:`x \, (1 + \mathrm{Erf}(\lambda x / \sqrt 2)) / 2`. :math:`\lambda = 1 + \mathrm{softplus}(s
+    / \tau)` is computed in float64: by the exporter's optimizer, so that λ is a constant of the exported model, or by
+    the runtime where s is an input or that optimizer leaves it alone (``optimize=False``, or more than some thousand
+    channels).
+    Computed in float32 for float16 and bfloat16 input, as our op does.
 
     Both forms lose the relative accuracy of the negative tail, as 1 + Erf cancels (docs/export.md has the figures).
 
@@ -53,8 +55,11 @@ def _lambda_gelu(input: Any, hardness: Any, channel_dim: int = 1, temperature: f
 
     rank, channels = len(input.shape), hardness.shape[0]
     if temperature is not None:
-        scaled = op.Div(op.Cast(hardness, to=ir.DataType.DOUBLE), constant(temperature, ir.DataType.DOUBLE))
-        hardness = op.Add(op.Softplus(scaled), constant(1.0, ir.DataType.DOUBLE))
+        # Softplus as max(z, 0) + log(1 + exp(-|z|)): onnxruntime has none in float64.
+        one = constant(1.0, ir.DataType.DOUBLE)
+        z = op.Div(op.Cast(hardness, to=ir.DataType.DOUBLE), constant(temperature, ir.DataType.DOUBLE))
+        softplus = op.Add(op.Relu(z), op.Log(op.Add(one, op.Exp(op.Neg(op.Abs(z))))))
+        hardness = op.Add(one, softplus)
     hardness = op.Cast(hardness, to=computed)
     if rank == 0 or channels != 1:
         shape = [1] * rank
