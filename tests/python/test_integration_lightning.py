@@ -145,6 +145,19 @@ def test_lambda_is_logged_beside_the_loss(pl, tmp_path):
     assert rows[-1][1]["hardness_min"] == rows[-1][1]["hardness/net.3"] == pytest.approx(50.0)
 
 
+def test_lambda_is_not_logged_where_the_trainer_logs_no_steps(pl, tmp_path):
+    module, logger = make_module(pl), make_logger(pl)
+    make_trainer(pl, tmp_path, HardnessCallback(), logger=logger, log_every_n_steps=0).fit(module, data())
+    assert not any("hardness_mean" in row for _, row in logger.metrics)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_fast_dev_run_hardens_in_its_single_step(pl, tmp_path, interval):
+    module, callback = make_module(pl), HardnessCallback(interval=interval, target=50.0)
+    make_trainer(pl, tmp_path, callback, fast_dev_run=True).fit(module, data(), data())
+    assert callback.scheduler.phase == "done" and find_sites(module)["net.1"].hardness.item() == 50.0
+
+
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 @pytest.mark.parametrize("validate", [False, True])  # where the checkpoint is written
 def test_a_resumed_fit_equals_an_unbroken_one(pl, tmp_path, interval, validate):

@@ -32,7 +32,7 @@ class HardnessCallback(_pytorch.Callback):
         interval: ``"step"``: after every step of the optimizer, over ``trainer.estimated_stepping_batches``;
             ``"epoch"``: after every epoch, over ``trainer.max_epochs``.
         start, target, schedule, end: see :class:`lambda_gelu.HardnessScheduler`; sites of a `target` are named from the
-            LightningModule on.
+            LightningModule on. With ``Trainer(fast_dev_run=...)`` the few steps harden from the first on.
         log: whether λ goes to the module's log (every ``log_every_n_steps`` steps, or every epoch): ``hardness_min``,
             ``hardness_mean`` and ``hardness_max``, and ``hardness/<site>``, the mean over its channels. Default True.
 
@@ -74,7 +74,10 @@ class HardnessCallback(_pytorch.Callback):
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Makes the scheduler, or continues that of a checkpoint."""
-        scheduler = HardnessScheduler(pl_module, self._total_steps(trainer), **self._plan)
+        plan = self._plan
+        if trainer.fast_dev_run:  # may be one step, which has no room for two phases
+            plan = {**plan, "start": 0.0, "end": 1.0}
+        scheduler = HardnessScheduler(pl_module, self._total_steps(trainer), **plan)
         saved = self._restored or self.state_dict()  # of a checkpoint, or of an earlier fit
         if trainer.global_step > 0:
             if not saved:
@@ -97,8 +100,9 @@ class HardnessCallback(_pytorch.Callback):
         if self._interval == "step":
             assert self.scheduler is not None
             self.scheduler.step()
-        if self._log and self._interval == "step" and trainer.global_step % trainer.log_every_n_steps == 0:
-            pl_module.log_dict(hardness_metrics(pl_module))
+            every = trainer.log_every_n_steps  # 0: never
+            if self._log and every and trainer.global_step % every == 0:
+                pl_module.log_dict(hardness_metrics(pl_module))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """One step of the schedule by epochs."""
