@@ -66,7 +66,7 @@ def record_calls(model: nn.Module, modules: Iterable[nn.Module], example_inputs:
     calls: list[ModuleCall] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        argument = args[0] if args else kwargs["input"]
+        argument = first_argument(args, kwargs)
         calls.append(ModuleCall(module, argument.to("meta"), _location(_caller(sys._getframe(1)))))
 
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
@@ -82,6 +82,11 @@ def record_calls(model: nn.Module, modules: Iterable[nn.Module], example_inputs:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module of one argument is given, by whatever name: hooks see calls that its forward refuses."""
+    return next(iter((*args, *kwargs.values())))
 
 
 class FunctionalGELU(TorchFunctionMode):

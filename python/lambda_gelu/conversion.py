@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ._calls import FunctionalCall, FunctionalGELU, ModuleCall, record_calls
+from ._calls import FunctionalCall, FunctionalGELU, ModuleCall, first_argument, record_calls
 from ._gelu_classes import distance_from_gelu, is_candidate, looks_like_gelu
 from ._table import as_lists, format_table
 from .modules import LambdaGELU, precise_dtype
@@ -144,8 +144,9 @@ def convert_(
     Raises:
         ValueError: where nothing matched, where `model` itself is a GELU (nothing holds it in which it could be
             replaced), where torch.compile wraps a GELU by itself, where the model is in DistributedDataParallel or
-            spread over ranks already, where a module of `gelu_classes` is not GELU, and where ``per="channel"`` finds
-            no or no single number of channels. Nothing is changed.
+            spread over ranks already, where a module of `gelu_classes` is not GELU, where `example_inputs` reach a GELU
+            that is called with more than one tensor, and where ``per="channel"`` finds no or no single number of
+            channels. Nothing is changed.
         TypeError: for an `init_hardness` that is no float, or `gelu_classes` that are no classes. Nothing is changed.
     """
     if not isinstance(model, nn.Module):
@@ -307,12 +308,16 @@ def _approximation(value: object) -> str | None:
 class _Probe(nn.Module):
     """Computes what it stands for; a class of its own, since torch has faster paths around ``nn.GELU``."""
 
-    def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, name: str, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
+        self._name = name
         self._function = forward
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self._function(input)
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if len(args) + len(kwargs) != 1 or not kwargs.keys() <= {"input"}:
+            given = ", ".join((*("..." for _ in args), *(f"{name}=..." for name in kwargs)))
+            raise ValueError(f"{self._name} is called with ({given}), but a LambdaGELU takes one tensor, `input`")
+        return self._function(first_argument(args, kwargs))
 
 
 @dataclass(frozen=True)
@@ -336,7 +341,7 @@ def _observe(
     if example_inputs is None:
         return None
     # A module of its own in every slot, so that one that is shared by several tells them apart.
-    probes: dict[nn.Module, Slot[nn.Module]] = {_Probe(slot.module.forward): slot for slot in slots}
+    probes: dict[nn.Module, Slot[nn.Module]] = {_Probe(slot.name, slot.module.forward): slot for slot in slots}
     try:
         for probe, slot in probes.items():
             slot.put(probe)
@@ -376,6 +381,9 @@ def _channels(observed: _Observed | None, channel_dim: int) -> dict[str, int]:
 
 def _nothing_matched(model: nn.Module, skipped: list[tuple[Slot[nn.Module], str]], observed: _Observed | None) -> str:
     message = f"{type(model).__name__} has no GELU module"
+    done = sum(isinstance(module, LambdaGELU) for module in model.modules())
+    if done:
+        message += f" beside {done} LambdaGELU"
     for slot, reason in skipped:
         message += f"; {slot.name}: {reason}"
     if observed is None:

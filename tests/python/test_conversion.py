@@ -53,6 +53,17 @@ class Failing(Block):
         raise RuntimeError("from the model")
 
 
+class Calling(Block):
+    """Calls its GELU with keywords."""
+
+    def __init__(self, keywords):
+        super().__init__()
+        self.keywords = keywords
+
+    def forward(self, x):
+        return self.act(**self.keywords)
+
+
 EXAMPLE = torch.randn(2, 4)
 
 
@@ -228,6 +239,19 @@ def test_the_conversion_report_prints_as_a_table_and_as_plain_data():
             "channel_dim 2 is out of",
         ),
         (Failing(), {"example_inputs": EXAMPLE}, RuntimeError, "from the model"),
+        (nn.Sequential(nn.Linear(2, 2), LambdaGELU()), {}, ValueError, "no GELU module beside 1 LambdaGELU"),
+        (
+            Calling({"input": EXAMPLE, "approximate": "tanh"}),
+            {"example_inputs": EXAMPLE},
+            ValueError,
+            r"act is called with \(input=..., approximate=...\), but a LambdaGELU takes one tensor",
+        ),
+        (
+            Calling({"x": EXAMPLE}),
+            {"example_inputs": EXAMPLE, "gelu_classes": [nn.GELU]},
+            ValueError,
+            r"act is called with \(x=...\), but",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused_and_stays_as_it_was(model, arguments, error, words):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._calls import uncompiled
+from .._calls import first_argument, uncompiled
 from ..modules import LambdaGELU
 from ..sites import find_sites
 
@@ -69,7 +69,7 @@ class _Moments:
 
     @torch.no_grad()
     def add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = (args[0] if args else kwargs["input"]).detach()
+        x = first_argument(args, kwargs).detach()
         rows = x.reshape(1, -1) if self._channel_dim is None else x.movedim(self._channel_dim, 0).flatten(1)
         rows = rows.to(torch.float32 if rows.device.type in ("mps", "xpu") else torch.float64)
         count = rows.size(1)
