@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,6 +253,8 @@ def test_a_hardened_model_is_shipped_as_a_plain_relu_checkpoint(lambda_gpt2, tmp
     shipped, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(shipped(TOKENS).logits, lambda_gpt2(TOKENS).logits)
+    shipped.save_pretrained(tmp_path / "shipped")
+    assert json.loads((tmp_path / "shipped" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
 
 
 def test_converted_refuses_what_is_no_model_class_and_what_needs_a_run():
@@ -259,6 +262,8 @@ def test_converted_refuses_what_is_no_model_class_and_what_needs_a_run():
         converted(transformers.AutoModelForCausalLM)
     with pytest.raises(ValueError, match="load the plain model, then convert_ it"):
         converted(transformers.GPT2LMHeadModel, per="channel")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'init_hardnes'"):
+        converted(transformers.GPT2LMHeadModel, init_hardnes=2.0)
 
 
 # --- Trainer ---------------------------------------------------------------------------------------------------------
@@ -405,17 +410,23 @@ def test_the_trainer_evaluates_as_if_substituted(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(as_relu, rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A training that has left checkpoints after 2, 4, 6 and 8 steps."""
+    trainer = make_trainer(tmp_path_factory.mktemp("unbroken"), save_strategy="steps", save_steps=2)
+    trainer.train()
+    return trainer
+
+
 # While learning, at the switch, while hardening.
 @pytest.mark.parametrize(("stop", "restore"), [(2, False), (4, False), (6, False), (6, True)])
-def test_a_resumed_training_equals_an_unbroken_one(tmp_path, stop, restore):
-    unbroken = make_trainer(tmp_path, save_strategy="steps", save_steps=stop)
-    unbroken.train()
-    saved = json.loads((tmp_path / f"checkpoint-{stop}" / "trainer_state.json").read_text())
+def test_a_resumed_training_equals_an_unbroken_one(unbroken, tmp_path, stop, restore):
+    checkpoint = Path(unbroken.args.output_dir) / f"checkpoint-{stop}"
+    saved = json.loads((checkpoint / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["HardnessCallback"]["attributes"]["scheduler_state"]["step"] == stop
 
-    options = {"restore_callback_states_from_checkpoint": restore}
-    resumed = make_trainer(tmp_path, save_strategy="steps", save_steps=stop, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stop}"))
+    resumed = make_trainer(tmp_path, restore_callback_states_from_checkpoint=restore)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     if not restore:  # which makes a new Recorder
         assert recorded(resumed) == recorded(unbroken)[stop:]
     assert lambdas_of(resumed.model) == lambdas_of(unbroken.model)
@@ -430,11 +441,10 @@ def test_a_checkpoint_that_no_schedule_wrote_is_refused(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
-def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
-    make_trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+def test_a_checkpoint_of_another_plan_is_refused(unbroken, tmp_path):
     trainer = make_trainer(tmp_path, callbacks=[HardnessCallback(start=0.5, target=5.0)])
     with pytest.raises(ValueError, match="targets differs"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        trainer.train(resume_from_checkpoint=str(Path(unbroken.args.output_dir) / "checkpoint-2"))
 
 
 def test_a_second_training_starts_a_schedule_of_its_own(tmp_path):

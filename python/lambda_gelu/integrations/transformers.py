@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,8 +169,8 @@ def converted(model_class: type, **options: Any) -> type:
             ``example_inputs``): the weights are not there yet.
 
     Raises:
-        TypeError: for another class.
-        ValueError: for such an option.
+        TypeError: for another class, or an option that ``convert_`` does not have.
+        ValueError: for an option that needs a run.
 
     Example::
 
@@ -178,6 +179,7 @@ def converted(model_class: type, **options: Any) -> type:
     """
     if not (isinstance(model_class, type) and issubclass(model_class, _transformers.PreTrainedModel)):
         raise TypeError(f"model_class must be a class of models, such as GPT2LMHeadModel, got {model_class}")
+    inspect.signature(convert_).bind(None, **options)
     if options.get("per", "layer") != "layer" or "example_inputs" in options:
         raise ValueError("a run of the model needs its weights: load the plain model, then convert_ it")
 
