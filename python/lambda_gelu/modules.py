@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _C
+from .compiler import is_exporting
 from .compiler import prepare as _prepare_compiler
 
 _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the lookup costs as much as a small call
 _is_compiling = torch.compiler.is_compiling
-_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _PRECISE_DTYPES = (torch.float32, torch.float64)
@@ -121,7 +121,7 @@ class LambdaGELU(nn.Module):
             raw = self.raw_hardness
         if _is_compiling():
             _prepare_compiler()
-            if not _is_exporting():
+            if not (is_exporting() and self._flag_is_known()):
                 return _lambda_gelu(input, self._traced_hardness(raw), self.channel_dim)
             frozen = self._frozen
         else:
@@ -137,7 +137,9 @@ class LambdaGELU(nn.Module):
     def _traced_hardness(self, raw: Tensor) -> Tensor:
         """λ without a branch: what asks for the flag is compiled again when λ is frozen."""
         override = _beside(raw, self.hardness_override)
-        return torch.where(override > 0, override, self._hardness_from_raw(raw))
+        frozen = override > 0
+        # A NaN in s is kept out of softplus too: its derivative would make NaN of the zero gradient.
+        return torch.where(frozen, override, self._hardness_from_raw(torch.where(frozen, override, raw)))
 
     @property
     def temperature(self) -> float:
@@ -388,6 +390,15 @@ class LambdaGELU(nn.Module):
             self._note_override()
         return self._frozen
 
+    def _flag_is_known(self) -> bool:
+        """Whether the override is as it was when the flag was taken: while it is exported it has no values to read."""
+        seen, version = self._seen
+        if seen is None:
+            return False
+        return seen.is_inference() or seen._version == version
+
+    _flag_is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as compiler.prepare
+
     def _note_override(self) -> None:
         """Takes the flag from the values of the override, where it has any that can be read."""
         override = self.hardness_override
@@ -448,14 +459,9 @@ def _beside(raw: Tensor, values: Any) -> Any:
     return DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
-def _is_exporting() -> bool:
-    # Not torch.compiler.is_exporting() where the flag behind it is there: torch 2.11 traces that as True in any graph.
-    return torch.compiler._is_exporting_flag if _has_exporting_flag else torch.compiler.is_exporting()
-
-
 def _refuse_export(method: str) -> None:
     """Raises while torch.export traces a forward: values of λ would become constants of the program."""
-    if _is_exporting():
+    if is_exporting():
         raise RuntimeError(f"{method} checks the values of λ and cannot be exported: call it before, on the module")
 
 

@@ -1,5 +1,6 @@
 """torch.export of λ-GELU: what a program computes, how λ is held in it, and what is refused while it is traced."""
 
+import copy
 import subprocess
 import sys
 
@@ -152,11 +153,18 @@ def test_a_frozen_lambda_stands_still_in_the_program():
     same_bits(trained(x).detach(), before)
 
 
-def test_after_a_write_into_the_override_asking_is_frozen_is_enough():
-    site, x = LambdaGELU(), torch.randn(5)
-    site.hardness_override.fill_(3.0)  # as torch.optim.swa_utils.AveragedModel does
-    assert site.is_frozen
-    same_bits(exported(site, x).module()(x), lambda_gelu.lambda_gelu(x, 3.0))
+@STRICT
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_write_into_the_override_that_no_forward_has_seen_is_in_the_program(copied, strict):
+    learned, frozen, x = LambdaGELU(), LambdaGELU(), torch.randn(5)
+    frozen.freeze_hardness()
+    if copied:
+        learned, frozen = copy.deepcopy(learned), copy.deepcopy(frozen)
+    learned.hardness_override.fill_(3.0)  # as torch.optim.swa_utils.AveragedModel does
+    frozen.hardness_override.fill_(float("nan"))
+    programs = [exported(site, x, strict=strict).module() for site in (learned, frozen)]
+    same_bits(programs[0](x), lambda_gelu.lambda_gelu(x, 3.0))
+    same_bits(programs[1](x), LambdaGELU()(x))
 
 
 def test_a_program_unflattens_into_modules_with_the_same_parameters():
