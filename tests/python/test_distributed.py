@@ -69,12 +69,21 @@ import lambda_gelu
 from lambda_gelu.rules import sharding
 DTENSOR = "torch.distributed.tensor"
 assert DTENSOR not in sys.modules
-before = list(sys.meta_path)
+kind = type(importlib.util.find_spec("torch.distributed").loader)
 assert importlib.util.find_spec(DTENSOR) is not None and not sharding._registered  # looking is not importing
+sys.meta_path.insert(0, sharding._AfterImport())  # as another package may have one
+sys.modules[DTENSOR + "._api"] = None
+try:
+    import torch.distributed.tensor
+except ImportError:  # and failing is not importing
+    assert not sharding._registered
+del sys.modules[DTENSOR + "._api"]
+finders = list(sys.meta_path)
 import torch.distributed.tensor
 assert sharding._registered
-assert len(sys.meta_path) == len(before) - 1, "nothing stays behind"
-assert "exec_module" not in vars(torch.distributed.tensor.__loader__)
+assert sys.meta_path == finders, "another thread that walks through it would skip one"
+assert type(torch.distributed.tensor.__loader__) is type(torch.distributed.tensor.__spec__.loader) is kind
+assert importlib.util.find_spec(DTENSOR).loader is torch.distributed.tensor.__loader__
 registered = torch.distributed.tensor.DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
 strategy = registered[torch.ops.lambda_gelu.lambda_gelu.default]
 sharding.register()

@@ -66,28 +66,40 @@ def _register_or_warn() -> None:
 
 
 class _AfterImport:
-    """Finds nothing itself: the module is found and loaded as without it, then the rules are registered."""
+    """Finds nothing itself: the module is found and loaded as without it, then the rules are registered.
+
+    Stays where it is: another thread that was walking through ``sys.meta_path`` would skip a finder if one went away.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _DTENSOR:
+        if fullname != _DTENSOR or _registered:
             return None
-        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        # Only those behind this one: another package may have one like it, and each would ask the other for ever.
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        found = (finder.find_spec(fullname, path, target) for finder in behind if hasattr(finder, "find_spec"))
         spec = next((spec for spec in found if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                del loader.exec_module  # from here on it is what it was
-                execute(module)
-                if self in sys.meta_path:
-                    sys.meta_path.remove(self)
-                _register_or_warn()
-
-            loader.exec_module = exec_module
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            spec.loader = _ThenRegister(spec.loader)  # type: ignore[assignment]
         return spec
+
+
+class _ThenRegister:
+    """The loader it is given, for one import: the module names that one as its loader."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register_or_warn()
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
