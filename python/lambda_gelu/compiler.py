@@ -24,6 +24,8 @@ KERNEL_ELEMENTS = {"cpu": (1 << 15, 1 << 23)}
 
 _mode = "auto"
 
+_has_exporting_flag = hasattr(torch.compiler, "_is_exporting_flag")
+
 
 def compile_mode() -> str:
     """What :func:`set_compile_mode` has set; ``"auto"`` at the start."""
@@ -76,6 +78,12 @@ def prepare() -> bool:
 
 prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch.compiler.assume_constant_result would,
 # which imports Dynamo
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is tracing this, and not torch.compile."""
+    # Not torch.compiler.is_exporting() where the flag behind it is there: torch 2.11 traces that as True in any graph.
+    return torch.compiler._is_exporting_flag if _has_exporting_flag else torch.compiler.is_exporting()
 
 
 def _apply(mode: str) -> bool:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .compiler import is_exporting
 from .compiler import prepare as _prepare_compiler
 
 # Looked up once: going through the packets of torch.ops costs as much as a small call.
@@ -108,11 +109,11 @@ def gradient_reuse_count() -> int:
 def _hardness_tensor(hardness: float, input: Tensor) -> Tensor:
     if not isinstance(input, Tensor):
         raise TypeError(f"input must be a Tensor, got {type(input).__name__}")
-    if torch.compiler.is_exporting():
+    if is_exporting():
         _refuse_unknown(hardness)
     if isinstance(hardness, bool) or not isinstance(hardness, (int, float)):
         raise TypeError(f"hardness must be a Tensor or a float, got {type(hardness).__name__}")
-    if not (math.isfinite(hardness) and hardness > 0):
+    if not 0 < hardness < math.inf:  # math.isfinite would break the graph of a compiler that takes it for a variable
         raise ValueError(f"hardness must be finite and positive, got {hardness}")
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     if not torch.finfo(dtype).tiny <= hardness <= torch.finfo(dtype).max:
