@@ -384,10 +384,12 @@ def _nothing_matched(model: nn.Module, skipped: list[tuple[Slot[nn.Module], str]
     done = sum(isinstance(module, LambdaGELU) for module in model.modules())
     if done:
         message += f" beside {done} LambdaGELU"
+    if observed is not None and not observed.functional:
+        message += ", nor a call of F.gelu"
     for slot, reason in skipped:
         message += f"; {slot.name}: {reason}"
     if observed is None:
         return message + "; F.gelu called inside a forward is found only with example_inputs"
     for call in observed.functional:
         message += f"; {call}: make it a module, self.act = nn.GELU(), and call that"
-    return message + ("" if observed.functional else ", nor a call of F.gelu")
+    return message
