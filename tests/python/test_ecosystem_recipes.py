@@ -97,6 +97,8 @@ def test_the_recipe_runs(title, code, tmp_path, monkeypatch):
     variables = {"torch": torch, "lambda_gelu": lambda_gelu, **SETTINGS[title](tmp_path)}
     monkeypatch.chdir(tmp_path)
     exec(compile(code, f"{PAGE.name}, {title}", "exec"), variables)
+    if "schedule" in variables:
+        assert variables["schedule"].phase == "done"  # it was told as many steps as there were
 
 
 def test_every_section_has_a_recipe():
