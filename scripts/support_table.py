@@ -152,19 +152,12 @@ def _run_ctest(build: Path) -> list[Outcome]:
     return [(f"ctest::{case.get('name')}", outcome.get(case.get("status", ""), "failed"), why(case)) for case in cases]
 
 
-def _sources() -> str:
-    """A digest of all that the outcome of a file depends on, but for that file."""
-    folders = (
-        "python",
-        "src",
-        "include",
-        "cmake",
-        "tests/consumer",
-        "tests/python",
-        "examples",
-        "benchmarks",
-        "scripts",
-    )
+_LIBRARY = ("src", "include", "cmake", "tests/cpp")
+_PACKAGE = (*_LIBRARY[:3], "python", "tests/consumer", "tests/python", "examples", "benchmarks", "scripts")
+
+
+def _sources(folders: Iterable[str]) -> str:
+    """A digest of what the outcome of the C++ tests depends on, or of a file of tests/python, but for that file."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in folders for path in (ROOT / folder).rglob("*")):
         is_code = path.suffix in {".py", ".h", ".cpp", ".cu", ".cmake", ".txt", ".in"}
@@ -182,8 +175,9 @@ def run(files: list[str], build: Path | None, again: bool) -> Path:
     version = ".".join(torch.__version__.split(".")[:2])
     known = ROOT / "build" / "support" / version
     known.mkdir(parents=True, exist_ok=True)
-    sources = _sources()
+    sources = _sources(_PACKAGE)
     outcomes: list[Outcome] = []
+    unknown: list[str] = []
     for path in sorted(TESTS.glob("test_*.py")):
         if path.name == THIS_TABLE:
             continue
@@ -196,10 +190,19 @@ def run(files: list[str], build: Path | None, again: bool) -> Path:
             cache.write_text(json.dumps(cached))
         if cached.get("key") == key:
             outcomes += cached["outcomes"]
-    cache = known / "ctest.json"
+        else:
+            unknown.append(path.name)
+    cache = known / "cpp.json"
+    key = _sources(_LIBRARY)
     if build is not None:
-        cache.write_text(json.dumps(_run_ctest(build)))
-    outcomes += json.loads(cache.read_text()) if cache.exists() else []
+        cache.write_text(json.dumps({"key": key, "outcomes": _run_ctest(build)}))
+    cached = json.loads(cache.read_text()) if cache.exists() else {}
+    if cached.get("key") == key:
+        outcomes += cached["outcomes"]
+    else:
+        unknown.append("the C++ tests (--build-dir)")
+    if unknown:
+        print("not run with these sources, and not counted:", ", ".join(unknown), file=sys.stderr)
 
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
