@@ -168,7 +168,7 @@ class FunctionalGELU(TorchFunctionMode):
 
 
 def _is_gelu_function(func: Any) -> bool:
-    if func is F.gelu or func is getattr(torch._C._nn, "gelu_", None):
+    if func is F.gelu or func is getattr(getattr(torch._C, "_nn", None), "gelu_", None):
         return True
     packet = getattr(func, "overloadpacket", func)
     return packet is torch.ops.aten.gelu or packet is torch.ops.aten.gelu_
@@ -178,8 +178,8 @@ def _is_gelu_function(func: Any) -> bool:
 _PLUMBING = {
     nn.Module.__call__.__code__.co_filename,
     torch.overrides.__file__,
-    torch._ops.__file__,
-    torch.utils._contextlib.__file__,
+    type(torch.ops).__getattr__.__code__.co_filename,
+    torch.no_grad()(lambda: None).__code__.co_filename,  # of what it decorates
     __file__,
 }
 
