@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -121,11 +120,11 @@ class LambdaGELU(nn.Module):
             raw = self.raw_hardness
         if _is_compiling():
             _prepare_compiler()
-            if not (is_exporting() and self._flag_is_known()):
-                return _lambda_gelu(input, self._traced_hardness(raw), self.channel_dim)
-            frozen = self._frozen
+            frozen = self._frozen if is_exporting() and self._flag_is_known() else None
         else:
             frozen = self._is_frozen_now()
+        if frozen is None:
+            return _lambda_gelu(input, self._hardness_by_value(raw), self.channel_dim)
         if frozen:
             override = self.hardness_override
             if type(raw) is not nn.Parameter:
@@ -134,8 +133,8 @@ class LambdaGELU(nn.Module):
             return _lambda_gelu(input, torch.where(override > 0, override, raw), self.channel_dim)
         return _lambda_gelu(input, raw, self.channel_dim, self._temperature)
 
-    def _traced_hardness(self, raw: Tensor) -> Tensor:
-        """λ without a branch: what asks for the flag is compiled again when λ is frozen."""
+    def _hardness_by_value(self, raw: Tensor) -> Tensor:
+        """λ without a branch: what asks for the flag is compiled again when λ is frozen, and vmap has one for each."""
         override = _beside(raw, self.hardness_override)
         frozen = override > 0
         # A NaN in s is kept out of softplus too: its derivative would make NaN of the zero gradient.
@@ -177,7 +176,8 @@ class LambdaGELU(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether the forward uses ``hardness_override``."""
-        return self._frozen if _is_compiling() else self._is_frozen_now()
+        frozen = None if _is_compiling() else self._is_frozen_now()
+        return self._frozen if frozen is None else frozen
 
     def freeze_hardness(self) -> None:
         """From now on the forward uses the present λ, whatever happens to ``raw_hardness``.
@@ -314,14 +314,14 @@ class LambdaGELU(nn.Module):
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _learned_hardness(self) -> Tensor:
-        return self._hardness_from_raw(self._whole_raw())
+        raw = self._whole_raw()
+        hardness = self._hardness_from_raw(raw)
+        return self._with_exact_value(hardness, raw.detach()) if raw.dtype == torch.float64 else hardness
 
     def _hardness_from_raw(self, raw: Tensor) -> Tensor:
         double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
-        if raw.dtype == torch.float64:
-            return self._with_exact_value(hardness, raw.detach())
-        return hardness.to(torch.float32)
+        return hardness if raw.dtype == torch.float64 else hardness.to(torch.float32)
 
     def _whole_raw(self) -> Tensor:
         """s of all channels; where ranks hold a part each (DTensor), every rank must ask."""
@@ -343,7 +343,10 @@ class LambdaGELU(nn.Module):
         """The kernels' λ to the last bit of float64, where torch's softplus may be an ULP off; same gradient."""
         if type(raw) is not Tensor or raw.device.type != "cpu" or torch.compiler.is_compiling():
             return hardness
-        if not bool(raw.isfinite().all()):
+        try:
+            if not bool(raw.isfinite().all()):
+                return hardness
+        except RuntimeError:  # a transform lets nobody read values
             return hardness
         exact = torch.tensor([_C.hardness_from_raw(s, self._temperature) for s in raw.tolist()], dtype=torch.float64)
         return hardness + (exact - hardness.detach())  # neighbours differ exactly, so the sum is `exact`
@@ -375,10 +378,11 @@ class LambdaGELU(nn.Module):
         override = self.hardness_override
         self._seen = (override, None if override.is_inference() else override._version)
 
-    def _is_frozen_now(self) -> bool:
+    def _is_frozen_now(self) -> bool | None:
         """The flag, taken anew from the override where that was replaced (``functional_call``) or written to in place.
 
-        Compares identity and a counter, since reading the values would wait for a device.
+        Compares identity and a counter, since reading the values would wait for a device. None: there are values, but
+        a transform lets nobody read them.
         """
         override = self._buffers["hardness_override"]
         seen, version = self._seen
@@ -386,9 +390,7 @@ class LambdaGELU(nn.Module):
             known = override is seen and override._version == version
         except RuntimeError:  # made in inference mode: it has no counter
             known = True
-        if not known:
-            self._note_override()
-        return self._frozen
+        return self._frozen if known else self._note_override()
 
     def _flag_is_known(self) -> bool:
         """Whether the override is as it was when the flag was taken: while it is exported it has no values to read."""
@@ -399,14 +401,19 @@ class LambdaGELU(nn.Module):
 
     _flag_is_known._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as compiler.prepare
 
-    def _note_override(self) -> None:
-        """Takes the flag from the values of the override, where it has any that can be read."""
+    def _note_override(self) -> bool | None:
+        """Takes the flag from the values of the override. None: they cannot be read, and the flag stays as it was."""
         override = self.hardness_override
         frozen = self._frozen
-        if type(override) is Tensor and not override.is_meta and not is_functorch_wrapped_tensor(override):
-            with contextlib.suppress(RuntimeError):  # torch.func.linearize and other tracers let no value be read
+        if not override.is_meta:
+            if type(override) is not Tensor or is_functorch_wrapped_tensor(override):
+                return None
+            try:
                 frozen = bool((override > 0).all())
+            except RuntimeError:  # torch.func.linearize and other tracers
+                return None
         self._set_frozen(frozen)
+        return frozen
 
     def _checked(self, value: float | Tensor) -> Tensor:
         """λ as float64 on the CPU, shape (num_parameters,)."""

@@ -1,5 +1,6 @@
 """torch.func, vmap and forward mode: functions and modules against the same transform of PyTorch's own GELU."""
 
+import copy
 import itertools
 
 import pytest
@@ -292,6 +293,28 @@ def test_an_ensemble_of_stacked_networks(count, frozen):
     for name, stacked in parameters.items():
         gradients = torch.stack([member.get_parameter(name).grad for member in members])
         torch.testing.assert_close(stacked.grad, gradients)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("count", [1, 4])
+def test_an_ensemble_of_sites_of_which_some_are_frozen(count, frozen):
+    sites = [LambdaGELU(count, init_hardness=1.5 + number) for number in range(4)]
+    for site in sites[::2]:
+        site.freeze_hardness()
+        site.set_hardness(0.7)
+    parameters, buffers = func.stack_module_state(sites)
+    template, x = copy.deepcopy(sites[0 if frozen else 1]), torch.randn(5, 4)
+
+    def call(parameters, buffers):
+        return func.functional_call(template, (parameters, buffers), (x,))
+
+    y = torch.vmap(call)(parameters, buffers)
+    expected = torch.stack([site(x) for site in sites])
+    torch.testing.assert_close(y, expected)
+    y.pow(2).sum().backward()
+    expected.pow(2).sum().backward()
+    torch.testing.assert_close(parameters["raw_hardness"].grad, torch.stack([site.raw_hardness.grad for site in sites]))
+    assert template.is_frozen == frozen
 
 
 @pytest.mark.parametrize("frozen", [False, True])
