@@ -151,7 +151,10 @@ class LambdaGELU(nn.Module):
 
         Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen.
         """
-        return self.hardness_override.detach().clone() if self.is_frozen else self._learned_hardness()
+        frozen = None if _is_compiling() else self._is_frozen_now()
+        if frozen is None:
+            return self._hardness_by_value(self._whole_raw())
+        return self.hardness_override.detach().clone() if frozen else self._learned_hardness()
 
     def set_hardness(self, value: float | Tensor) -> None:
         """Sets λ: s while learned (rounded to its dtype), the override while frozen.

@@ -343,6 +343,19 @@ def test_compiled_code_follows_a_frozen_hardness_and_leaves_its_gradient_zero(mo
     assert compilations() == 1
 
 
+def test_the_hardness_is_read_in_compiled_code_without_compiling_again():
+    module = LambdaGELU(2, init_hardness=1.5)
+    compiled = torch.compile(lambda x: x * module.hardness, fullgraph=True, backend="aot_eager")
+    x = torch.ones(2)
+    assert compiled(x).tolist() == [1.5, 1.5]
+    module.freeze_hardness()
+    module.set_hardness(4.0)
+    assert compiled(x).tolist() == [4.0, 4.0]
+    module.hardness_override.fill_(5.0)  # by something else
+    assert compiled(x).tolist() == [5.0, 5.0]
+    assert compilations() == 1
+
+
 def test_a_raw_hardness_that_is_nan_leaves_a_frozen_site_alone_in_compiled_code():
     module = LambdaGELU(3)
     module.freeze_hardness()
