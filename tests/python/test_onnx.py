@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from networks import network_of_every_kind
 from torch import nn
 
 import lambda_gelu
@@ -50,16 +51,6 @@ class Each(nn.Module):
         return torch.stack([site(x) for site in self.sites])
 
 
-def network():
-    """One λ and one per channel, each learned and frozen: the four kinds of site in one export."""
-    torch.manual_seed(0)
-    sites = [LambdaGELU(n, init_hardness=torch.linspace(1.2, 4, n)) for n in (1, 6, 1, 6)]
-    for site in sites[2:]:
-        site.freeze_hardness()
-        site.set_hardness(torch.linspace(0.7, 2, site.num_parameters))
-    return nn.Sequential(nn.Linear(4, 6), *sites, nn.Linear(6, 3))
-
-
 def exported(model, *tensors, **options):
     if isinstance(model, nn.Module):
         model.eval()
@@ -89,20 +80,20 @@ def run(program, *tensors):
 
 
 def test_lambda_is_a_constant_beside_one_gelu():
-    program = exported(network(), torch.randn(5, 4))
+    program = exported(network_of_every_kind(), torch.randn(5, 4))
     onnx.checker.check_model(program.model_proto, full_check=True)
     assert operators(program) == ["Gemm", *4 * ["Mul", "Gelu", "Div"], "Gemm"]
 
 
 def test_before_opset_20_it_is_written_with_erf():
-    program = exported(network(), torch.randn(5, 4), opset_version=BEFORE_GELU)
+    program = exported(network_of_every_kind(), torch.randn(5, 4), opset_version=BEFORE_GELU)
     onnx.checker.check_model(program.model_proto, full_check=True)
     assert program.model.opset_imports[""] == BEFORE_GELU
     assert sorted(operators(program)) == [*4 * ["Add"], *4 * ["Erf"], "Gemm", "Gemm", *12 * ["Mul"]]
 
 
 def test_a_model_that_was_swapped_is_plain_relu():
-    model = network()
+    model = network_of_every_kind()
     lambda_gelu.to_relu_(model)
     program = exported(model, torch.randn(5, 4), custom_translation_table=None)
     assert operators(program) == ["Gemm", "Relu", "Gemm"]  # one for all, as ReLU of ReLU is ReLU
@@ -110,7 +101,7 @@ def test_a_model_that_was_swapped_is_plain_relu():
 
 def test_without_the_table_the_exporter_names_the_op():
     with pytest.raises(torch.onnx.errors.OnnxExporterError, match=r"No ONNX function found for .*lambda_gelu"):
-        exported(network(), torch.randn(5, 4), custom_translation_table=None)
+        exported(network_of_every_kind(), torch.randn(5, 4), custom_translation_table=None)
 
 
 # --- what onnxruntime computes ---------------------------------------------------------------------------------------
@@ -121,7 +112,7 @@ CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
 @pytest.mark.parametrize("opset_version", [None, BEFORE_GELU])
 def test_onnxruntime_computes_the_model_at_any_batch(opset_version):
-    model = network()
+    model = network_of_every_kind()
     program = exported(model, torch.randn(5, 4), dynamic_shapes=({0: "batch"},), opset_version=opset_version)
     for batch in (1, 5, 9):
         x = torch.randn(batch, 4)
@@ -208,6 +199,6 @@ def test_the_error_is_below_a_millionth_absolute_and_whole_in_the_far_tail(opset
 
 
 def test_an_exported_program_goes_to_onnx_too():
-    model, x = network(), torch.randn(5, 4)
+    model, x = network_of_every_kind(), torch.randn(5, 4)
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(run(exported(program, x), x), model(x).detach(), **CLOSE)
