@@ -128,14 +128,14 @@ class LambdaGELU(nn.Module):
         if frozen:
             override = self.hardness_override
             if type(raw) is not nn.Parameter:
-                override = _beside(raw, override)
+                override = _beside(raw, _local(override))
             # Every override is positive: this is the override, with a zero gradient for raw_hardness.
             return _lambda_gelu(input, torch.where(override > 0, override, raw), self.channel_dim)
         return _lambda_gelu(input, raw, self.channel_dim, self._temperature)
 
     def _hardness_by_value(self, raw: Tensor) -> Tensor:
         """λ without a branch: what asks for the flag is compiled again when λ is frozen, and vmap has one for each."""
-        override = _beside(raw, self.hardness_override)
+        override = _beside(raw, _local(self.hardness_override))
         frozen = override > 0
         # A NaN in s is kept out of softplus too: its derivative would make NaN of the zero gradient.
         return torch.where(frozen, override, self._hardness_from_raw(torch.where(frozen, override, raw)))
@@ -154,7 +154,7 @@ class LambdaGELU(nn.Module):
         frozen = None if _is_compiling() else self._is_frozen_now()
         if frozen is None:
             return self._hardness_by_value(self._whole_raw())
-        return self.hardness_override.detach().clone() if frozen else self._learned_hardness()
+        return _local(self.hardness_override).detach().clone() if frozen else self._learned_hardness()
 
     def set_hardness(self, value: float | Tensor) -> None:
         """Sets λ: s while learned (rounded to its dtype), the override while frozen.
@@ -208,8 +208,9 @@ class LambdaGELU(nn.Module):
             return
         # A λ that freezing took from s and nobody has changed since gives s back to the last bit.
         raw = self._whole_raw().detach().clone()
-        changed = self._learned_hardness().detach() != self.hardness_override
-        raw[changed] = self._raw_from_hardness(self.hardness_override[changed].to("cpu", torch.float64)).to(raw)
+        override = _local(self.hardness_override)
+        changed = self._learned_hardness().detach() != override
+        raw[changed] = self._raw_from_hardness(override[changed].to("cpu", torch.float64)).to(raw)
         self._write_raw(raw)
         self._clear_override()
 
@@ -373,7 +374,7 @@ class LambdaGELU(nn.Module):
         self._write_override(torch.tensor(math.nan, device="cpu"), frozen=False)
 
     def _write_override(self, values: Tensor, *, frozen: bool) -> None:
-        self.hardness_override.copy_(values)
+        _local(self.hardness_override).copy_(values)
         self._set_frozen(frozen)
 
     def _set_frozen(self, frozen: bool) -> None:
@@ -406,7 +407,7 @@ class LambdaGELU(nn.Module):
 
     def _note_override(self) -> bool | None:
         """Takes the flag from the values of the override. None: they cannot be read, and the flag stays as it was."""
-        override = self.hardness_override
+        override = _local(self.hardness_override)
         frozen = self._frozen
         if not override.is_meta:
             if type(override) is not Tensor or is_functorch_wrapped_tensor(override):
@@ -457,6 +458,11 @@ class LambdaGELU(nn.Module):
 def precise_dtype(dtype: torch.dtype) -> torch.dtype:
     """In which λ can be kept and learned: float64, or float32 in place of any other."""
     return dtype if dtype in _PRECISE_DTYPES else torch.float32
+
+
+def _local(override: Any) -> Any:
+    """The override as every rank has it in full, where torch.distributed.tensor.distribute_module made it a DTensor."""
+    return override.to_local() if hasattr(override, "to_local") else override
 
 
 def _beside(raw: Tensor, values: Any) -> Any:

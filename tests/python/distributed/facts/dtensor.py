@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import torch
 from group import Group, fact
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Placement,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+)
 from torch.distributed.tensor.debug import CommDebugMode
 
 import lambda_gelu
+from lambda_gelu import LambdaGELU
 
 SHAPE = (4, 5, 2)  # no dimension is divided evenly by 3, and one is shorter than that
 OP = torch.ops.lambda_gelu.lambda_gelu
@@ -113,6 +123,36 @@ def second_order_gradients_agree(group: Group) -> None:
         expected = second(x.requires_grad_(), hardness.requires_grad_())
         for a, e in zip(actual, expected, strict=True):
             assert_same(a, e)
+
+
+@fact(2)
+def a_distributed_module_learns_and_hardens(group: Group) -> None:
+    site = LambdaGELU(SHAPE[1], init_hardness=1.5).double()
+    plain, x = copy.deepcopy(site), data(1)[0]
+    distribute_module(site, group.mesh)
+    assert isinstance(site.hardness_override, DTensor)
+
+    def agree() -> None:
+        for each in (site, plain):
+            each.raw_hardness.grad = None
+        y = site(placed(x, group, Shard(0)))
+        assert_same(y.detach(), plain(x).detach())
+        y.square().sum().backward()
+        plain(x).square().sum().backward()
+        assert_same(site.raw_hardness.grad, plain.raw_hardness.grad)
+        assert torch.equal(site.hardness, plain.hardness)
+
+    agree()
+    for change in (
+        lambda each: each.freeze_hardness(),
+        lambda each: each.set_hardness(3.0),
+        lambda each: each.hardness_override.fill_(4.0),
+        lambda each: each.unfreeze_hardness(),
+    ):
+        for each in (site, plain):
+            change(each)
+        assert site.is_frozen == plain.is_frozen
+        agree()
 
 
 @fact(2)
