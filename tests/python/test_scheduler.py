@@ -178,6 +178,16 @@ def test_the_state_is_plain_data():
     assert json.loads(json.dumps(state)) == state
 
 
+@pytest.mark.parametrize(("step", "learned", "hardness"), [(1, {}, 2.0), (4, {"0": [2.0]}, 5.0)])
+def test_a_state_without_empty_lists_as_it_was_written_earlier_is_loaded_too(step, learned, hardness):
+    model = nn.Sequential(LambdaGELU(init_hardness=2.0))
+    scheduler = HardnessScheduler(model, 4, start=0.5, target=5.0)
+    state = {"total_steps": 4, "start": 0.5, "end": 1.0, "schedule": "linear", "targets": {"0": 5.0}}
+    scheduler.load_state_dict({**state, "step": step, "learned_hardness": learned})
+    assert scheduler.state_dict()["step"] == step
+    assert model[0].hardness.item() == pytest.approx(hardness)
+
+
 def test_the_state_is_a_copy():
     scheduler = HardnessScheduler(make_model(2.0), 4, start=0.0)
     state = scheduler.state_dict()
