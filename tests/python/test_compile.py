@@ -464,6 +464,21 @@ def test_without_the_private_table_of_torch_the_kernel_is_called(monkeypatch):
     assert compiler.prepare() is False
 
 
+def test_whatever_the_private_functions_of_torch_raise_the_other_way_is_taken(monkeypatch):
+    from torch._inductor import decomposition as inductor  # noqa: PLC0415
+    from torch._inductor import lowering  # noqa: PLC0415
+
+    def moved(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(lowering, "make_fallback", moved)
+    monkeypatch.delitem(lowering.lowerings, OP, raising=False)
+    assert compiler._has_fallback(OP) is False
+    monkeypatch.setattr(inductor, "select_decomp_table", moved)
+    assert compiler.prepare() is False
+    assert "lambda_gelu" not in torch.compiler.config.cache_key_tag
+
+
 def test_without_the_mark_of_dynamo_the_module_still_compiles_to_one_graph(monkeypatch):
     monkeypatch.delattr(compiler.prepare, "_dynamo_marked_constant")
     module, x = LambdaGELU(), torch.randn(8)
