@@ -162,6 +162,7 @@ class HardnessScheduler:
             raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
         self._sites = find_sites(model)
         self._model = unwrapped(model)
+        reshard(self._model)  # what is gathered after an evaluation looks like a λ that is not spread
         warn_of_separate_hardness(model, self._sites)
         _C.HardeningWindow(total_steps, start, end)  # refuses an impossible or empty one
         _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name

@@ -3,6 +3,7 @@ divided into 2, 2 and 1."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -220,6 +221,19 @@ def what_is_gathered_after_an_evaluation_is_not_taken_for_the_parameter(group: G
     model.reshard()
     model[1].unfreeze_hardness()
     assert torch.equal(model[1].raw_hardness.full_tensor(), raw)
+
+
+@fact(2)
+def a_scheduler_that_is_made_after_an_evaluation_warns_of_nothing(group: Group) -> None:
+    model = make_model()
+    for index in (0, 2, 4):  # the sites stay with the root, whose parameters the evaluation leaves gathered
+        fully_shard(model[index], mesh=group.mesh)
+    fully_shard(model, mesh=group.mesh)
+    model(batches()[0][0])
+    assert model[1].raw_hardness.numel() == 1 and not hasattr(model[1].raw_hardness, "full_tensor")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_scheduler(model)
 
 
 @fact(2)
