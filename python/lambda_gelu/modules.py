@@ -149,7 +149,8 @@ class LambdaGELU(nn.Module):
     def hardness(self) -> Tensor:
         """λ as the forward uses it, shape ``(num_parameters,)``: float32, or float64 where ``raw_hardness`` is float64.
 
-        Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen.
+        Differentiable with respect to ``raw_hardness`` while learned; a detached copy while frozen, or, in
+        compiled code and under vmap, one with a gradient of zero.
         """
         frozen = None if _is_compiling() else self._is_frozen_now()
         if frozen is None:
