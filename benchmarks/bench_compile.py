@@ -29,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 VARIANTS = ("opaque", "fuse", "nn.GELU")
 
 Activation = Callable[[Tensor, Tensor], Tensor]
-Block = Callable[[Activation, Tensor, Tensor, Tensor, Tensor], Tensor]
+Block = Callable[[Activation, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def ours(x: Tensor, raw: Tensor) -> Tensor:
@@ -41,17 +41,18 @@ def gelu(x: Tensor, raw: Tensor) -> Tensor:
 
 
 BLOCKS: dict[str, Block] = {
-    "alone": lambda f, x, raw, bias, factor: f(x, raw),
-    "after a bias": lambda f, x, raw, bias, factor: f(x + bias, raw),
-    "before a dropout": lambda f, x, raw, bias, factor: F.dropout(f(x, raw), 0.1),
-    "before a multiply": lambda f, x, raw, bias, factor: f(x, raw) * factor,
+    "alone": lambda f, x, raw, bias, factor, weight: f(x, raw),
+    "after a bias": lambda f, x, raw, bias, factor, weight: f(x + bias, raw),
+    "before a dropout": lambda f, x, raw, bias, factor, weight: F.dropout(f(x, raw), 0.1),
+    "before a multiply": lambda f, x, raw, bias, factor, weight: f(x, raw) * factor,
+    "in an MLP": lambda f, x, raw, bias, factor, weight: F.linear(f(F.linear(x, weight, bias), raw), weight),
 }
 
 # elements, dtype, blocks, pairs, seconds a turn
 CONFIGURATIONS = [
     (1 << 12, torch.float32, list(BLOCKS), 9, 0.02),
     (1 << 20, torch.float32, list(BLOCKS), 9, 0.03),
-    (1 << 20, torch.bfloat16, ["alone", "after a bias", "before a multiply"], 9, 0.03),
+    (1 << 20, torch.bfloat16, ["alone", "after a bias", "before a multiply", "in an MLP"], 9, 0.03),
     (1 << 22, torch.float32, ["alone", "before a multiply"], 7, 0.05),
     (1 << 26, torch.float32, ["alone", "after a bias", "before a multiply"], 3, 0.2),
 ]
@@ -87,6 +88,7 @@ def _calls(block: str, count: int, dtype: torch.dtype) -> dict[str, dict[str, Ca
     x = torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
     bias = torch.randn(WIDTH, device=DEVICE).to(dtype).requires_grad_()
     factor, grad = (torch.rand(shape, device=DEVICE).to(dtype) for _ in range(2))
+    weight = (torch.randn(WIDTH, WIDTH, device=DEVICE) / WIDTH**0.5).to(dtype)
     raw = torch.zeros(1, device=DEVICE, requires_grad=True)
     calls: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "training": {}}
     for variant in VARIANTS:
@@ -94,7 +96,7 @@ def _calls(block: str, count: int, dtype: torch.dtype) -> dict[str, dict[str, Ca
         activation = gelu if variant == "nn.GELU" else ours
 
         def forward(function=function, activation=activation):
-            return function(activation, x, raw, bias, factor)
+            return function(activation, x, raw, bias, factor, weight)
 
         def training(forward=forward):
             return torch.autograd.grad(forward(), (x, raw, bias), grad, allow_unused=True)
