@@ -149,7 +149,8 @@ def _run_ctest(build: Path) -> list[Outcome]:
         skipped = case.find("skipped")
         return "" if skipped is None else skipped.get("message", "")
 
-    return [(f"ctest::{case.get('name')}", outcome.get(case.get("status", ""), "failed"), why(case)) for case in cases]
+    found = [(f"ctest::{case.get('name')}", outcome.get(case.get("status", ""), "failed"), why(case)) for case in cases]
+    return list(dict.fromkeys(found))  # CMake may list a test again each time it is discovered
 
 
 _LIBRARY = ("src", "include", "cmake", "tests/cpp")
