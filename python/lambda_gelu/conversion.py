@@ -15,9 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ._calls import FunctionalCall, FunctionalGELU, ModuleCall, first_argument, record_calls
+from ._dtypes import precise_dtype
 from ._gelu_classes import distance_from_gelu, is_candidate, looks_like_gelu
 from ._table import as_lists, format_table
-from .modules import LambdaGELU, precise_dtype
+from .modules import LambdaGELU
 from .sites import Slot, _site_name, find_slots, refuse_compiled, refuse_sharded, refuse_synchronized, unwrapped
 
 # max over x and λ of λ² |∂f/∂λ|, at x = √2 / λ

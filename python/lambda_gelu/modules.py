@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _C
+from ._dtypes import PRECISE, precise_dtype, widest_dtype
 from .compiler import is_exporting
 from .compiler import prepare as _prepare_compiler
 
@@ -18,8 +19,6 @@ _lambda_gelu = torch.ops.lambda_gelu.lambda_gelu.default  # looked up once: the 
 _is_compiling = torch.compiler.is_compiling
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_PRECISE_DTYPES = (torch.float32, torch.float64)
-_WITHOUT_FLOAT64 = ("mps", "xpu")
 # Beyond it F.softplus returns its argument; log1p(exp(-40)) is below half an ULP of 40 in float64.
 _SOFTPLUS_THRESHOLD = 40
 
@@ -280,7 +279,7 @@ class LambdaGELU(nn.Module):
         if tuple(raw.shape) != expected or tuple(override.shape) != expected:
             got = f"{tuple(raw.shape)} and {tuple(override.shape)}"
             problem = f"size mismatch for {keys[0]} and {keys[1]}: expected shape {expected}, got {got}"
-        elif override.dtype not in _PRECISE_DTYPES:
+        elif override.dtype not in PRECISE:
             problem = f"{keys[1]} must be float32 or float64 as it was saved, got {override.dtype}: a rounded λ"
         elif not isinstance(temperature, Tensor) or temperature.is_meta or temperature.numel() != 1:
             problem = f"{keys[2]} must be a tensor that holds τ, got {_described(temperature)}"
@@ -302,7 +301,7 @@ class LambdaGELU(nn.Module):
 
         def without_rounding(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
-            rounded = tensor.dtype in _PRECISE_DTYPES and applied.dtype not in _PRECISE_DTYPES
+            rounded = tensor.dtype in PRECISE and applied.dtype not in PRECISE
             return tensor.to(applied.device) if rounded else applied
 
         super()._apply(without_rounding, recurse)
@@ -324,7 +323,7 @@ class LambdaGELU(nn.Module):
         return self._with_exact_value(hardness, raw.detach()) if raw.dtype == torch.float64 else hardness
 
     def _hardness_from_raw(self, raw: Tensor) -> Tensor:
-        double = torch.float32 if raw.device.type in _WITHOUT_FLOAT64 else torch.float64
+        double = widest_dtype(raw.device)
         hardness = nn.functional.softplus(raw.to(double) / self._temperature, threshold=_SOFTPLUS_THRESHOLD) + 1
         return hardness if raw.dtype == torch.float64 else hardness.to(torch.float32)
 
@@ -454,11 +453,6 @@ class LambdaGELU(nn.Module):
         dtype = self.raw_hardness.dtype
         _refuse_unless(raw.to(dtype).isfinite(), hardness, f"hardness is out of the range of {dtype}")
         return raw
-
-
-def precise_dtype(dtype: torch.dtype) -> torch.dtype:
-    """In which λ can be kept and learned: float64, or float32 in place of any other."""
-    return dtype if dtype in _PRECISE_DTYPES else torch.float32
 
 
 def _local(override: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._calls import first_argument, uncompiled
+from .._dtypes import widest_dtype
 from ..modules import LambdaGELU
 from ..sites import find_sites
 
@@ -71,7 +72,7 @@ class _Moments:
     def add(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = first_argument(args, kwargs).detach()
         rows = x.reshape(1, -1) if self._channel_dim is None else x.movedim(self._channel_dim, 0).flatten(1)
-        rows = rows.to(torch.float32 if rows.device.type in ("mps", "xpu") else torch.float64)
+        rows = rows.to(widest_dtype(rows.device))
         count = rows.size(1)
         if count == 0:
             return

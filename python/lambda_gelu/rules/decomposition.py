@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._dtypes import widest_dtype
+
 FORWARD = torch.ops.lambda_gelu.lambda_gelu.default
 BACKWARD = torch.ops.lambda_gelu.lambda_gelu_backward.default
 
@@ -31,7 +33,6 @@ _HALF_LOG2_E = 0.5 / math.log(2)
 # φ(z) underflows beyond them (src/ops/formulas.cpp). |x| is clamped there: no power of it overflows.
 _END = {torch.float32: 15.0, torch.float64: 39.0}
 _RANGE = {torch.float32: (1e-37, 1e37), torch.float64: (1e-300, 1e300)}
-_WITHOUT_FLOAT64 = ("mps", "xpu")
 
 
 def forward(input: Tensor, hardness: Tensor, channel_dim: int = 1, temperature: float | None = None) -> Tensor:
@@ -105,7 +106,7 @@ def _sum_to(elementwise: Tensor, shape: list[Any]) -> Tensor:
 
 
 def _scaled(raw_hardness: Tensor, temperature: float) -> Tensor:
-    double = torch.float32 if raw_hardness.device.type in _WITHOUT_FLOAT64 else torch.float64
+    double = widest_dtype(raw_hardness.device)
     return raw_hardness.to(double) / temperature
 
 
