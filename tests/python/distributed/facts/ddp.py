@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 from group import Group, fact
-from optimizers import IMPLEMENTATIONS, OPTIMIZERS
+from optimizers import IMPLEMENTATIONS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import lambda_gelu
 from facts.training import (
     EXAMPLES,
+    assert_no_step_moves_a_frozen_hardness,
     assert_same_on_every_rank,
     assert_trains_as_in_one_process,
     batches,
@@ -88,15 +89,4 @@ def an_average_of_the_model_is_hardened_with_it(group: Group) -> None:
 def no_optimizer_moves_a_frozen_hardness(group: Group) -> None:
     for (name, options), frozen_from in itertools.product(IMPLEMENTATIONS, (0, 1)):
         model = wrap(group, make_model())
-        optimizer = OPTIMIZERS[name](lambda_gelu.param_groups(model, lr=0.05), **options)
-        sites = lambda_gelu.find_sites(model)
-        for step, (x, _) in enumerate(batches()[:3]):
-            if step == frozen_from:
-                for site in sites.values():
-                    site.freeze_hardness()
-                frozen = {name: site.hardness for name, site in sites.items()}
-            optimizer.zero_grad()
-            model(x[group.part(EXAMPLES)]).square().mean().backward()
-            optimizer.step()
-        for site_name, site in sites.items():
-            assert torch.equal(site.hardness, frozen[site_name]), (name, options)
+        assert_no_step_moves_a_frozen_hardness(model, name, options, group.part(EXAMPLES), frozen_from)

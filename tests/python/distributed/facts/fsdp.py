@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from group import Group, fact
-from optimizers import IMPLEMENTATIONS, OPTIMIZERS
+from optimizers import IMPLEMENTATIONS
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -21,6 +21,7 @@ from facts.training import (
     HIDDEN,
     STEPS,
     SWITCH,
+    assert_no_step_moves_a_frozen_hardness,
     assert_same_on_every_rank,
     assert_trains_as_in_one_process,
     batches,
@@ -166,18 +167,7 @@ def no_optimizer_moves_a_frozen_sharded_hardness(group: Group) -> None:
         if not steps_on_dtensors(name, options):
             continue
         model = whole_model(group)(make_model())
-        optimizer = OPTIMIZERS[name](lambda_gelu.param_groups(model, lr=0.05), **options)
-        sites = lambda_gelu.find_sites(model)
-        for step, (x, _) in enumerate(batches()[:3]):
-            if step == 1:
-                for site in sites.values():
-                    site.freeze_hardness()
-                frozen = {name: site.hardness for name, site in sites.items()}
-            optimizer.zero_grad()
-            model(x[group.part(EXAMPLES)]).square().mean().backward()
-            optimizer.step()
-        for site_name, site in sites.items():
-            assert torch.equal(site.hardness, frozen[site_name]), (name, options)
+        assert_no_step_moves_a_frozen_hardness(model, name, options, group.part(EXAMPLES))
 
 
 @fact(1, 3)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from group import Group, fact
-from optimizers import IMPLEMENTATIONS, OPTIMIZERS
+from optimizers import IMPLEMENTATIONS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -270,13 +270,4 @@ def no_optimizer_moves_a_frozen_parallel_hardness(group: Group) -> None:
             layers = nn.Linear(4, 6), LambdaGELU(num_parameters, channel_dim=-1), nn.Linear(6, 1)
             model = nn.Sequential(*layers)
             parallelize_module(model, group.mesh, dict(zip("012", plan(local=True).values(), strict=True)))
-            optimizer = OPTIMIZERS[name](lambda_gelu.param_groups(model, lr=0.05), **options)
-            site = model[1]
-            for step in range(3):
-                if step == 1:
-                    site.freeze_hardness()
-                    frozen = site.hardness
-                optimizer.zero_grad()
-                model(training.batches()[step][0].float()).square().mean().backward()
-                optimizer.step()
-            assert torch.equal(site.hardness, frozen), (name, options)
+            training.assert_no_step_moves_a_frozen_hardness(model, name, options)

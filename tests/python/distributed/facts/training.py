@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from group import Group
+from optimizers import OPTIMIZERS
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
@@ -78,6 +79,25 @@ def assert_learned_and_hardened(trace: Tensor) -> None:
 def steps_on_dtensors(name: str, options: dict[str, Any]) -> bool:
     """Whether torch's optimizer does, whatever the parameters: torch 2.13 lacks rules for these."""
     return name != "Adafactor" and not (name.startswith("SGD") and "fused" in options)
+
+
+def assert_no_step_moves_a_frozen_hardness(
+    model: nn.Module, name: str, options: dict[str, Any], part: slice = slice(None), frozen_from: int = 1
+) -> None:
+    """Three steps of an optimizer of optimizers.py, the sites frozen before step `frozen_from`."""
+    optimizer = OPTIMIZERS[name](lambda_gelu.param_groups(model, lr=0.05), **options)
+    sites = lambda_gelu.find_sites(model)
+    dtype = next(model.parameters()).dtype
+    for step, (x, _) in enumerate(batches()[:3]):
+        if step == frozen_from:
+            for site in sites.values():
+                site.freeze_hardness()
+            frozen = {site_name: site.hardness for site_name, site in sites.items()}
+        optimizer.zero_grad()
+        model(x[part].to(dtype)).square().mean().backward()
+        optimizer.step()
+    for site_name, site in sites.items():
+        assert torch.equal(site.hardness, frozen[site_name]), (name, options)
 
 
 def whole(tensor: Tensor) -> Tensor:
