@@ -21,7 +21,7 @@ help:
 	@echo "make gpu-bench  their speed on a GPU; JSON into benchmarks/results, tables into docs/benchmarks.md"
 	@echo "make lint     formatting and static checks;  make format  applies them"
 
-.venv/.ready: scripts/bootstrap.sh
+.venv/.ready: scripts/bootstrap.sh scripts/test_packages.txt
 	./scripts/bootstrap.sh
 
 # One build serves Python and C++: the editable install leaves the C++ tests and examples in $(BUILD).

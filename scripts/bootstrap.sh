@@ -80,12 +80,11 @@ for text in sys.argv[1:]:
         print(text)
 END
 }
-tools="scikit-build-core>=0.11 numpy pytest hypothesis mpmath scikit-learn matplotlib tqdm ruff clang-format==19.1.7"
+# What the tests use. timm is not among it: it needs torchvision, which has to match the build of torch.
+tools="scikit-build-core>=0.11 ruff clang-format==19.1.7 $(cat scripts/test_packages.txt)"
 command -v ninja >/dev/null || tools="$tools ninja"
 cmake --version 2>/dev/null | awk 'NR == 1 { split($3, v, "."); exit !(v[1] > 3 || (v[1] == 3 && v[2] >= 25)) }' ||
   tools="$tools cmake"
-# What the integrations are tested against. timm is absent: it needs torchvision, which has to match the build of torch.
-tools="$tools transformers lightning accelerate safetensors tensorboard onnx onnxscript onnxruntime"
 # None of them may replace the torch that the package is built against.
 .venv/bin/python -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >.venv/constraints.txt
 missing=$(missing_of $tools)

@@ -19,8 +19,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 "$venv/bin/python" -c 'import importlib.metadata as m; print("torch==" + m.version("torch").partition("+")[0])' \
   >"$folder/constraints.txt"
-$pip install -c "$folder/constraints.txt" "scikit-build-core>=0.11" ninja numpy pytest hypothesis mpmath scikit-learn \
-  matplotlib tqdm transformers lightning accelerate safetensors tensorboard onnx onnxscript onnxruntime timm
+$pip install -c "$folder/constraints.txt" "scikit-build-core>=0.11" ninja -r scripts/test_packages.txt timm
 
 # The kernels of CUDA know no torch, and compiling them takes longer than all the rest.
 say "building beside $(cat "$folder/constraints.txt")"
