@@ -118,9 +118,8 @@ class FunctionalGELU(TorchFunctionMode):
         hook = register_module_forward_pre_hook(self._on_module)
         try:
             with self, warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*global hooks on modules"
-                )  # of a compiled one: called twice
+                # Of a compiled model, where such hooks are called twice.
+                warnings.filterwarnings("ignore", message=".*global hooks on modules")
                 yield
         finally:
             hook.remove()
