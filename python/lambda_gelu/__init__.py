@@ -27,13 +27,15 @@ from .functional import (  # noqa: E402
 from .init import init_hardness_  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
 from .optim import HardnessScheduler, param_groups  # noqa: E402
+from .report import SubstitutedSite, SubstitutionReport  # noqa: E402
 from .sites import find_sites  # noqa: E402
-from .substitution import SubstitutionReport, relu_substituted, to_relu_  # noqa: E402
+from .substitution import relu_substituted, to_relu_  # noqa: E402
 
 __all__ = [
     "ConversionReport",
     "HardnessScheduler",
     "LambdaGELU",
+    "SubstitutedSite",
     "SubstitutionReport",
     "build_info",
     "cmake_prefix_path",

@@ -4,64 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import nn
 
 from . import _C
-from ._table import as_lists, format_table
 from .modules import LambdaGELU
+from .report import SubstitutedSite, SubstitutionReport
 from .sites import Slot, find_sites, find_slots, refuse_compiled, refuse_synchronized, unwrapped
-
-
-@dataclass(frozen=True)
-class SubstitutedSite:
-    """One site that :func:`to_relu_` made a ReLU.
-
-    Attributes:
-        name: its first name in the model.
-        also_at: further places of the same module.
-        hardness_min, hardness_mean, hardness_max: over its λ.
-        gate_gap: sqrt(2/π) / hardness_min, the largest L1 distance of its gates from ReLU's step.
-    """
-
-    name: str
-    also_at: tuple[str, ...]
-    hardness_min: float
-    hardness_mean: float
-    hardness_max: float
-    gate_gap: float
-
-
-@dataclass(frozen=True)
-class SubstitutionReport:
-    """What :func:`to_relu_` did.
-
-    What it cost depends on κ = λσ, and the standard deviations σ of the pre-activations are not known here: compare the
-    validation metric under :func:`relu_substituted` with the plain one.
-    """
-
-    sites: tuple[SubstitutedSite, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers."""
-        return asdict(self, dict_factory=as_lists)
-
-    def __str__(self) -> str:
-        rows = [
-            (
-                ", ".join((site.name, *site.also_at)),
-                f"{site.hardness_min:.4g}",
-                f"{site.hardness_mean:.4g}",
-                f"{site.hardness_max:.4g}",
-                f"{site.gate_gap:.4g}",
-            )
-            for site in self.sites
-        ]
-        return f"{len(self.sites)} sites are ReLU now\n" + format_table(
-            ("site", "λ min", "λ mean", "λ max", "gate gap"), rows
-        )
 
 
 def to_relu_(model: nn.Module) -> SubstitutionReport:
