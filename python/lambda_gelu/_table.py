@@ -24,3 +24,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def as_lists(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A `dict_factory` for dataclasses.asdict that gives what JSON has: lists for tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in items}
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._table import as_lists, format_table
+from ._table import as_lists, counted, format_table
 
 STAGES = ("before", "swapped", "corrected", "recovered")
 """The stages at which a :class:`SubstitutionReport` has the metric: as λ-GELU, right after the swap, after the bias
@@ -172,8 +172,9 @@ class SubstitutionReport:
         plot_substitution(self, path)
 
     def __str__(self) -> str:
-        count = f"{len(self.substituted)} of {len(self.sites)}" if self.left else f"{len(self.sites)}"
-        lines = [f"{count} sites are ReLU now"]
+        are = "is" if len(self.sites) == 1 else "are"
+        share = f"{len(self.substituted)} of " if self.left else ""
+        lines = [f"{share}{counted(len(self.sites), 'site')} {are} ReLU now"]
         if self.left:
             lines.append(f"still λ-GELU: {', '.join(self.left)}")
         lines.append(_site_table(self.sites))

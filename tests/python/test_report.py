@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import pickle
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
@@ -71,7 +73,7 @@ def test_sites_that_were_left_are_told_from_those_that_are_relu():
 def test_the_table_has_the_columns_that_have_values():
     known = SubstitutedSite("act", (), 8.0, 8.0, 8.0, 0.09974)
     plain = str(SubstitutionReport((known,))).splitlines()
-    assert plain[0] == "1 sites are ReLU now"
+    assert plain[0] == "1 site is ReLU now"
     assert plain[1].split("  ") == ["site", "λ min", "λ mean", "λ max", "gate gap"]
     assert len(plain) == 4
     header = str(REPORT).splitlines()[2]
@@ -156,3 +158,119 @@ def test_csv_has_a_row_for_every_site_and_a_column_for_every_attribute(tmp_path)
 
 def test_a_report_is_pickled():
     assert pickle.loads(pickle.dumps(REPORT)) == REPORT
+
+
+# --- the picture -----------------------------------------------------------------------------------------------------
+
+
+def figure_of(report):
+    pytest.importorskip("matplotlib")
+    from lambda_gelu.figures import substitution_figure  # noqa: PLC0415 - needs matplotlib
+
+    return substitution_figure(report)
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def points(axes, label):
+    """The x of the marks with this label, by row."""
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return dict(zip(map(int, line.get_ydata()), map(float, line.get_xdata()), strict=True))
+
+
+def test_the_picture_shows_every_quantity_of_every_site_in_its_unit():
+    hardness, ser, zeros, metric = figure_of(REPORT).axes
+    assert [axes.get_xlabel() for axes in (hardness, ser, zeros, metric)] == [
+        "λ and κ (logarithmic)",
+        "SER (dB)",
+        "share of a site's outputs (%)",
+        "stage",
+    ]
+    assert all(axes.get_title() for axes in (hardness, ser, zeros, metric))
+    assert points(hardness, "hardness λ") == {0: 3.0, 1: 1.0}
+    assert points(hardness, "effective hardness κ = λσ") == {0: 2.25}  # of the other site nothing is known
+    assert "λ, least to greatest channel" in labels(hardness)
+    assert [bar.get_width() for bar in ser.patches] == [23.4375]
+    assert points(ser, "measured") == {0: 23.5}
+    assert points(zeros, "before: gate below 0.01") == {0: 25.0}
+    assert points(zeros, "after: exact zeros of ReLU") == {0: 62.5}
+    marks = {line.get_label(): line.get_xdata()[0] for line in ser.lines if "dB:" in str(line.get_label())}
+    assert marks == {"22 dB: little loss": 22.0, "30 dB: usual tolerance": 30.0}
+
+
+def test_the_picture_names_the_sites_from_top_to_bottom_once():
+    hardness, ser, *_ = figure_of(REPORT).axes
+    assert [tick.get_text() for tick in hardness.get_yticklabels()] == ["encoder.act", "last\n(still λ-GELU)"]
+    assert not any(tick.get_text() for tick in ser.get_yticklabels())
+    low, high = hardness.get_ylim()
+    assert low > 1 and high < 0  # the first row on top
+
+
+def test_the_picture_shows_the_metric_with_its_values():
+    metric = figure_of(REPORT).axes[-1]
+    assert metric.get_ylabel() == "perplexity (lower is better)"
+    assert [tick.get_text() for tick in metric.get_xticklabels()] == list(REPORT.metrics)
+    assert [text.get_text() for text in metric.texts] == ["6.084", "8.212", "6.208", "6"]
+
+
+def test_no_quantity_is_told_by_colour_alone():
+    hardness, ser, zeros, _ = figure_of(REPORT).axes
+    for axes in (hardness, zeros):
+        marks = [line.get_marker() for line in axes.lines if not str(line.get_label()).startswith("_")]
+        assert len(set(marks)) == len(marks)
+    assert all(bar.get_hatch() for bar in ser.patches)
+    styles = [line.get_linestyle() for line in ser.lines if "dB:" in str(line.get_label())]
+    assert len(set(styles)) == 2
+
+
+def test_panels_without_a_value_are_left_out():
+    bare = SubstitutionReport((SubstitutedSite("act", (), 8.0, 8.0, 8.0, 0.09974),))
+    (hardness,) = figure_of(bare).axes
+    assert labels(hardness) == ["hardness λ"]
+    measured = replace(bare.sites[0], measured_ser_db=31.0)
+    assert labels(figure_of(SubstitutionReport((measured,))).axes[1])[-1] == "measured"
+
+
+def test_what_is_not_finite_is_written_instead_of_drawn(tmp_path):
+    perfect = replace(SITES[0], ser_db=math.inf, measured_ser_db=None)
+    report = SubstitutionReport((perfect,), "loss", False, {"before": 1.0, "swapped": math.inf})
+    _, ser, _, metric = figure_of(report).axes
+    assert [text.get_text() for text in ser.texts] == ["∞"]
+    assert [text.get_text() for text in metric.texts] == ["1", "inf"]
+    assert metric.get_xlim() == (-0.5, 1.5)
+    report.plot(tmp_path / "report.png")
+
+
+def test_the_picture_of_many_sites_is_written_and_has_a_bounded_size(tmp_path):
+    sites = tuple(
+        replace(SITES[0], name=f"a.very.long.path.to.the.activation.of.block.{index}.act") for index in range(200)
+    )
+    SubstitutionReport(sites, metrics={"before": 1.0}).plot(tmp_path / "report.png")
+    header = (tmp_path / "report.png").read_bytes()[:24]
+    width, height = int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
+    assert header.startswith(b"\x89PNG") and width < 4000 and height < 4000
+    names = figure_of(SubstitutionReport(sites)).axes[0].get_yticklabels()
+    assert len(names) <= 60 and all(len(name.get_text()) <= 30 for name in names)
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone(tmp_path):
+    mpl = pytest.importorskip("matplotlib")
+    before = dict(mpl.rcParams)
+    REPORT.plot(tmp_path / "report.png")
+    assert dict(mpl.rcParams) == before
+
+
+def test_without_matplotlib_the_extra_to_install_is_named(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "lambda_gelu.figures", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install 'lambda-gelu\[report\]'"):
+        REPORT.plot(tmp_path / "report.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_does_not_import_what_draws():
+    heavy = {"matplotlib", "lambda_gelu.figures", "lambda_gelu.cli"}
+    code = f"import sys, lambda_gelu; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
