@@ -24,17 +24,22 @@ from .functional import (  # noqa: E402
     set_gradient_reuse,
     softplus_lambda_gelu,
 )
+from .hardening import HardnessScheduler  # noqa: E402
 from .init import init_hardness_  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
-from .optim import HardnessScheduler, param_groups  # noqa: E402
+from .optim import param_groups  # noqa: E402
+from .pacing import AllowedLoss, Remaining, Settled  # noqa: E402
 from .report import SubstitutedSite, SubstitutionReport  # noqa: E402
 from .sites import find_sites  # noqa: E402
 from .substitution import relu_substituted, to_relu_  # noqa: E402
 
 __all__ = [
+    "AllowedLoss",
     "ConversionReport",
     "HardnessScheduler",
     "LambdaGELU",
+    "Remaining",
+    "Settled",
     "SubstitutedSite",
     "SubstitutionReport",
     "build_info",
