@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ._table import as_lists, counted, format_table
+from ._table import as_lists, counted, finite_or_text, format_table, to_csv, to_json
 
 STAGES = ("before", "swapped", "corrected", "recovered")
 """The stages at which a :class:`SubstitutionReport` has the metric: as λ-GELU, right after the swap, after the bias
@@ -119,7 +118,7 @@ class SubstitutionReport:
 
         What is not finite becomes ``"inf"``, ``"-inf"`` or ``"nan"``, since JSON has no such numbers.
         """
-        plain: dict[str, Any] = _strict(asdict(self, dict_factory=as_lists))
+        plain: dict[str, Any] = finite_or_text(asdict(self, dict_factory=as_lists))
         return plain
 
     @classmethod
@@ -140,10 +139,7 @@ class SubstitutionReport:
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """:meth:`to_dict` as strict JSON in UTF-8, also written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
+        return to_json(self.to_dict(), path)
 
     @classmethod
     def from_json(cls, path: str | PathLike[str]) -> SubstitutionReport:
@@ -155,11 +151,8 @@ class SubstitutionReport:
 
         Places of one module are separated by blanks.
         """
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [item.name for item in fields(SubstitutedSite)])
-            writer.writeheader()
-            for site in self.sites:
-                writer.writerow({**asdict(site), "also_at": " ".join(site.also_at)})
+        rows = [asdict(site, dict_factory=as_lists) for site in self.sites]
+        to_csv([item.name for item in fields(SubstitutedSite)], rows, path)
 
     def plot(self, path: str | PathLike[str]) -> None:
         """Draws λ, κ, SER and zeros of every site and the metric by stage into one PNG file.
@@ -224,15 +217,6 @@ def _site_table(sites: tuple[SubstitutedSite, ...]) -> str:
 
 def _shown(value: Any, style: str) -> str:
     return "-" if value is None else style.format(value)
-
-
-def _strict(value: Any) -> Any:
-    """Numbers that JSON does not have, as text."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> float | None:
