@@ -1,0 +1,278 @@
+"""The tables of docs/substitution.md, made of the records and of nothing else."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from .records import Record
+
+TITLES = {
+    "digits": "digits",
+    "fashion-mnist": "Fashion-MNIST",
+    "gpt": "GPT",
+    "gpt-repeated": "GPT, repeated text",
+}
+MAIN_TASKS = ("digits", "fashion-mnist", "gpt")
+CHECKPOINT_RULES = {"best_as_is": "best as it stands (the paper's)", "best_as_relu": "best as ReLU", "last": "last"}
+STAGES = ("before", "swapped", "corrected", "recovered")
+FIGURE_TEXT = "The score over the run as it stands and as ReLU, SER predicted and measured, and the metric by stage"
+BEGIN, END = "<!-- experiments -->", "<!-- /experiments -->"
+
+
+class Records:
+    """Records by task and arm."""
+
+    def __init__(self, found: Iterable[Record]) -> None:
+        self._found: dict[tuple[str, str], list[Record]] = {}
+        for record in found:
+            self._found.setdefault((record["task"], record["arm"]), []).append(record)
+
+    def of(self, task: str, arm: str) -> list[dict[str, Any]]:
+        """The figures of every seed, in their order."""
+        runs = sorted(self._found.get((task, arm), []), key=lambda record: record["seed"])
+        return [record["figures"] for record in runs]
+
+    def arms(self, task: str) -> list[str]:
+        return [arm for name, arm in self._found if name == task]
+
+    def settings(self, task: str) -> dict[str, Any] | None:
+        return next((runs[0]["settings"] for (name, _), runs in self._found.items() if name == task), None)
+
+    def machines(self) -> str:
+        seen = {
+            f"{m['cpu']} ({m['family_model']}), PyTorch {m['torch']}, one thread"
+            for runs in self._found.values()
+            for m in (run["machine"] for run in runs)
+        }
+        return "; ".join(sorted(seen))
+
+
+def metric_of(figures: dict[str, Any], stage: str) -> float | None:
+    return figures[stage]["metric"] if stage in figures else None
+
+
+def is_perplexity(task: str) -> bool:
+    return task.startswith("gpt")
+
+
+def cost(task: str, before: float, after: float) -> float:
+    """What a change costs: in points of accuracy, or in % of the perplexity. Above 0 is worse."""
+    return 100 * (after / before - 1) if is_perplexity(task) else before - after
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation over the seeds."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return (f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean).replace("-", "−")
+
+
+def cell(task: str, runs: list[dict[str, Any]], get: Callable[[dict[str, Any]], float | None]) -> str:
+    values = [value for run in runs if (value := get(run)) is not None]
+    return spread(values, 3 if is_perplexity(task) else 2)
+
+
+# --- the networks -----------------------------------------------------------------------------------------------------
+
+
+def networks(records: Records, task: str) -> str:
+    """The metric by stage, of every way to a ReLU network and of those that nothing is done to."""
+
+    def stages(arm: str) -> list[str]:
+        runs = records.of(task, arm)
+        return [cell(task, runs, lambda run, stage=stage: metric_of(run, stage)) for stage in STAGES]
+
+    def from_scratch(arm: str) -> list[str]:
+        longer = cell(task, records.of(task, f"{arm}-continued"), lambda run: metric_of(run, "recovered"))
+        return [cell(task, records.of(task, arm), lambda run: metric_of(run, "test")), "–", "–", longer]
+
+    def paper(point: str) -> list[str]:
+        runs = records.of(task, "paper")
+        found = [cell(task, runs, lambda run, s=s: run[point][s]["metric"]) for s in ("before", "swapped")]
+        return [*found, "–", "–"]
+
+    rows = [
+        ["ReLU from scratch", *from_scratch("relu")],
+        ["GELU, left a GELU network", *from_scratch("gelu")],
+        ["GELU checkpoint → ReLU", *stages("recovered")],
+        ["λ-GELU, this protocol, 30 dB", *stages("protocol")],
+        ["λ-GELU, this protocol, 40 dB", *stages("protocol-40")],
+        ["λ-GELU, the paper's, swapped at the last step", *paper("last")],
+        ["λ-GELU, the paper's, swapped at the best validation score", *paper("best_as_is")],
+    ]
+    rows = [row for row in rows if any(entry != "–" for entry in row[1:])]
+    return table(["network", "before", "swapped", "corrected", "recovered, or trained on"], rows)
+
+
+# --- the marks --------------------------------------------------------------------------------------------------------
+
+
+def marks(records: Records) -> str:
+    """What the project asks of itself, beside what was found."""
+    rows = [
+        ["SER from the histogram beside the direct measurement: largest difference, dB", "≤ 0.1"]
+        + [_mark([_ser_difference(run) for run in _every_protocol(records, task)], max, 0.1, 3) for task in MAIN_TASKS],
+        ["SER of every site where 30 dB were asked, dB", "30 ± 0.5"] + [_reached(records, task) for task in MAIN_TASKS],
+        ["the swap after hardening costs", "≤ 0.1 points, ≤ 0.2 %"]
+        + [_cost_mark(records, task, "protocol", "swapped", points=0.1, percent=0.2) for task in MAIN_TASKS],
+        ["a GELU checkpoint, corrected and recovered in 10 % of its steps, costs", "≤ 0.5 % perplexity"]
+        + [_cost_mark(records, task, "recovered", "recovered", points=None, percent=0.5) for task in MAIN_TASKS],
+        ["the same beside the GELU network that trains on for as many steps", "–"]
+        + [_beside(records, task, "recovered", "gelu-continued") for task in MAIN_TASKS],
+        ["the same beside ReLU from scratch with as many steps", "–"]
+        + [_beside(records, task, "recovered", "relu-continued") for task in MAIN_TASKS],
+        ["this protocol's ReLU network beside ReLU from scratch with as many steps", "–"]
+        + [_beside(records, task, "protocol", "relu", stage="test") for task in MAIN_TASKS],
+    ]
+    return table(["", "asked", *(TITLES[task] for task in MAIN_TASKS)], rows)
+
+
+def _every_protocol(records: Records, task: str) -> list[dict[str, Any]]:
+    return [run for arm in ("protocol", "protocol-40") for run in records.of(task, arm)]
+
+
+def _ser_difference(run: dict[str, Any]) -> float:
+    return max(abs(site["predicted_ser_db"] - site["ser_db"]) for site in run["sites"].values())
+
+
+def _verdict(reached: bool) -> str:
+    return "yes" if reached else "**no**"
+
+
+def _mark(values: list[float], worst: Callable[[list[float]], float], bound: float, digits: int) -> str:
+    if not values:
+        return "–"
+    return f"{worst(values):.{digits}f}: {_verdict(worst(values) <= bound)}"
+
+
+def _reached(records: Records, task: str) -> str:
+    found = [site["ser_db"] for run in records.of(task, "protocol") for site in run["sites"].values()]
+    if not found:
+        return "–"
+    return f"{min(found):.2f} to {max(found):.2f}: {_verdict(min(found) >= 29.5 and max(found) <= 30.5)}"
+
+
+def _unit(task: str) -> str:
+    return "%" if is_perplexity(task) else "points"
+
+
+def _cost_mark(
+    records: Records, task: str, arm: str, stage: str, *, points: float | None, percent: float | None
+) -> str:
+    bound = percent if is_perplexity(task) else points
+    runs = [run for run in records.of(task, arm) if stage in run]
+    costs = [cost(task, run["before"]["metric"], run[stage]["metric"]) for run in runs]
+    if not costs:
+        return "–"
+    text = f"{spread(costs, 2)} {_unit(task)}"
+    return text if bound is None else f"{text}: {_verdict(statistics.mean(costs) <= bound)}"
+
+
+def _beside(records: Records, task: str, arm: str, other: str, stage: str = "recovered") -> str:
+    """What the network of an arm costs beside another's, seed by seed."""
+    pairs = zip(records.of(task, arm), records.of(task, other), strict=False)
+    costs = [cost(task, b[stage]["metric"], a["recovered"]["metric"]) for a, b in pairs if "recovered" in a]
+    return f"{spread(costs, 2)} {_unit(task)}" if costs else "–"
+
+
+# --- further tables ---------------------------------------------------------------------------------------------------
+
+
+def sites(records: Records, task: str) -> str:
+    """SER by site: predicted from the histogram, measured, with λ and κ; the mean over the seeds."""
+    runs = records.of(task, "protocol")
+    if not runs:
+        return ""
+
+    def mean(name: str, key: str) -> float:
+        return statistics.mean(run["sites"][name][key] for run in runs)
+
+    rows = [
+        [f"`{name}`", f"{mean(name, 'hardness'):.2f}", f"{mean(name, 'sigma'):.2f}"]
+        + [f"{mean(name, 'effective_hardness'):.2f}", f"{mean(name, 'predicted_ser_db'):.2f}"]
+        + [f"{mean(name, 'ser_db'):.2f}", f"{100 * mean(name, 'zeros_after'):.0f} %"]
+        for name in runs[0]["sites"]
+    ]
+    return table(["site", "λ", "σ", "κ", "SER predicted, dB", "SER measured, dB", "zeros after"], rows)
+
+
+def tries(records: Records, task: str) -> str:
+    """Every way of recovery that was tried from the same GELU checkpoints."""
+    rows = []
+    for arm in sorted(arm for arm in records.arms(task) if arm.startswith("recovered")):
+        runs = records.of(task, arm)
+        costs = [cost(task, run["before"]["metric"], run["recovered"]["metric"]) for run in runs]
+        how = runs[0]["how"]
+        stages = [cell(task, runs, lambda run, stage=stage: metric_of(run, stage)) for stage in STAGES[1:]]
+        rows.append([how["correction"], how["rate"], how["distillation"], *stages, f"{spread(costs, 2)} {_unit(task)}"])
+    header = ["correction", "learning rate", "distillation", "swapped", "corrected", "recovered", "cost"]
+    return table(header, rows) if rows else ""
+
+
+def best_checkpoints(records: Records) -> str:
+    """Which checkpoint each rule picks out of the same run of the paper's protocol, and what its swap costs."""
+    rows = []
+    for task in (*MAIN_TASKS, "gpt-repeated"):
+        runs = records.of(task, "paper")
+        settings = records.settings(task)
+        if not runs or settings is None:
+            continue
+        for rule, label in CHECKPOINT_RULES.items():
+            picks = [run[rule] for run in runs]
+            steps = [pick.get("step", settings["steps"]) / settings["steps"] for pick in picks]
+            ser = [min(site["ser_db"] for site in pick["sites"].values()) for pick in picks]
+            costs = [cost(task, pick["before"]["metric"], pick["swapped"]["metric"]) for pick in picks]
+            swapped = spread([pick["swapped"]["metric"] for pick in picks], 3 if is_perplexity(task) else 2)
+            rows.append(
+                [TITLES[task], label, ", ".join(f"{100 * step:.0f} %" for step in steps)]
+                + [", ".join(f"{value:.0f}" for value in ser), swapped, f"{spread(costs, 2)} {_unit(task)}"]
+            )
+    header = ["task", "checkpoint", "part of the run, by seed", "lowest SER, dB, by seed", "as ReLU", "the swap costs"]
+    return table(header, rows) if rows else ""
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(records: Records, figure: str | None = None) -> str:
+    """Everything between the two markers."""
+    seeds = {task: max((len(records.of(task, arm)) for arm in records.arms(task)), default=0) for task in MAIN_TASKS}
+    parts = [
+        "Written by `examples/python/substitution/run.py report` from `benchmarks/results/substitution/`, one record "
+        f"per run; `run.py run` makes them. {records.machines()}. Means ± standard deviations over "
+        + ", ".join(f"{count} seeds ({TITLES[task]})" for task, count in seeds.items() if count)
+        + ". Accuracy in %, perplexity per byte.",
+        marks(records),
+    ]
+    if figure:
+        parts.append(f"![{FIGURE_TEXT}]({figure})")
+    for task in MAIN_TASKS:
+        if records.arms(task):
+            parts += [f"### {TITLES[task]}", networks(records, task), sites(records, task), tries(records, task)]
+    best = best_checkpoints(records)
+    if best:
+        parts += ["### Which checkpoint to swap", best]
+    return "\n\n".join(part for part in parts if part)
+
+
+def put(path: Path, text: str) -> None:
+    """Replaces what is between the markers of a page.
+
+    Raises:
+        ValueError: where the page lacks one.
+    """
+    content = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    if not pattern.search(content):
+        raise ValueError(f"{path} lacks the markers {BEGIN} and {END}")
+    path.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", content), encoding="utf-8")

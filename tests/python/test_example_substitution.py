@@ -1,0 +1,190 @@
+"""examples/python/substitution: its data, its training, and every experiment in small."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lambda_gelu import LambdaGELU, relu_gap
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "python"
+RUN = EXAMPLES / "substitution" / "run.py"
+DATA = Path(os.environ.get("LAMBDA_GELU_DATA", ROOT / "data"))
+TEXT_IS_THERE = any((DATA / "wikitext-2" / name).exists() for name in ("train.txt", "train.txt.xz"))
+IMAGES_ARE_THERE = any((DATA / "fashion-mnist" / f"train-images-idx3-ubyte{suffix}").exists() for suffix in ("", ".gz"))
+
+sys.path.insert(0, str(EXAMPLES))
+try:
+    from substitution import data, records, tables, tasks, training
+finally:
+    sys.path.remove(str(EXAMPLES))
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(RUN), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def idx(values: torch.Tensor, kind: int = 8) -> bytes:
+    header = bytes([0, 0, kind, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    return header + bytes(values.flatten().int().tolist())
+
+
+def test_an_idx_file_is_read_as_it_was_written():
+    values = torch.arange(2 * 3 * 5).reshape(2, 3, 5).to(torch.uint8)
+    assert torch.equal(data.read_idx(idx(values)), values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an IDX file of unsigned bytes"),
+        (idx(torch.zeros(3), kind=13), "not an IDX file of unsigned bytes"),
+        (idx(torch.zeros(3))[:-1], "must hold that many bytes, got 2"),
+    ],
+)
+def test_what_is_no_idx_file_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        data.read_idx(content)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "compress"),
+    [
+        (data.fashion_mnist, "fashion-mnist/train-images-idx3-ubyte.gz", gzip.compress),
+        (data.wikitext_2, "wikitext-2/train.txt.xz", lzma.compress),
+    ],
+)
+def test_missing_and_altered_files_are_refused_by_name(tmp_path, load, name, compress):
+    file = tmp_path / name
+    with pytest.raises(data.MissingDataError, match=f"{file.name} is missing: say --data-dir or set LAMBDA_GELU_DATA"):
+        load(tmp_path)
+    file.parent.mkdir()
+    file.write_bytes(compress(b"something else"))
+    with pytest.raises(ValueError, match=f"{file.stem} is not the published file"):
+        load(tmp_path)
+
+
+@pytest.mark.skipif(not IMAGES_ARE_THERE, reason="no Fashion-MNIST: LAMBDA_GELU_DATA names the folder")
+def test_fashion_mnist_is_complete_and_normalized():
+    images = data.fashion_mnist(DATA)
+    assert [len(part[1]) for part in (images.train, images.held_out, images.test)] == [55_000, 5_000, 10_000]
+    assert images.train[1][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+    assert torch.bincount(images.test[1]).tolist() == [1000] * 10
+    pixels = torch.cat([images.train[0], images.held_out[0]])
+    assert pixels.mean().item() == pytest.approx(0, abs=2e-3) and pixels.std().item() == pytest.approx(1, abs=2e-3)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def small_text(steps: int = 4) -> tasks.Task:
+    """The GPT's task on random bytes."""
+    text = torch.randint(256, (4096,), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    names = ("train", "calibration", "held_out", "validation", "test")
+    return tasks.Task(
+        name="gpt",
+        title="",
+        metric_name="perplexity",
+        higher_is_better=False,
+        steps=steps,
+        score_every=1,
+        optimizer="AdamW",
+        lr=1e-3,
+        weight_decay=0.1,
+        warmup_steps=2,
+        final_rate=0.1,
+        lr_multiplier=10.0,
+        batch_size=2,
+        make_network=tasks.GPT,
+        splits=dict.fromkeys(names, text),
+    )
+
+
+def test_a_text_is_scored_byte_by_byte_with_no_byte_left_out():
+    text = torch.arange(5 * tasks.CONTEXT + 7).to(torch.uint8)
+    seen = [(x.flatten(), target.flatten()) for x, target in tasks.in_order(text, 64)]
+    assert torch.equal(torch.cat([x for x, _ in seen]), text[: 5 * tasks.CONTEXT].long())
+    assert torch.equal(torch.cat([target for _, target in seen]), text[1 : 5 * tasks.CONTEXT + 1].long())
+
+
+def test_the_learning_rate_rises_falls_as_a_cosine_and_stays():
+    task = small_text(steps=22)
+    rates = [task.rate(step) for step in range(30)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[12] == pytest.approx(0.55)
+    assert rates[22:] == [pytest.approx(0.1)] * 8
+    assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
+
+
+def test_the_gpt_has_the_size_it_is_said_to_have_and_sees_no_later_byte():
+    torch.manual_seed(0)
+    network = tasks.GPT(nn.GELU).eval()
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(0.84e6, rel=0.01)
+    x = torch.randint(256, (1, 32))
+    changed = x.clone()
+    changed[0, 20] = (x[0, 20] + 1) % 256
+    before, after = network(x)[0], network(changed)[0]
+    assert torch.equal(before[:20], after[:20]) and not torch.equal(before[20], after[20])
+
+
+def test_the_direct_measurement_of_a_site_is_the_closed_form_on_a_normal_sample():
+    class Identity(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.activation = LambdaGELU(init_hardness=3.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.activation(x)
+
+    # Quantiles instead of a sample: no noise but that of the grid.
+    x = torch.special.ndtri((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000).float().reshape(-1, 100)
+    task = small_text()
+    task.splits["calibration"] = (1.5 * x, torch.zeros(len(x)))
+    (site,) = training.measured(task, Identity()).values()
+    assert site["sigma"] == pytest.approx(1.5, rel=1e-3)
+    assert site["ser_db"] == pytest.approx(relu_gap.ser_db(4.5), abs=0.01)
+    assert site["gap"] == pytest.approx(1.5 * relu_gap.expected_gap(4.5), rel=1e-3)
+    assert site["zeros_after"] == pytest.approx(0.5)
+
+
+# --- records and tables -----------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_read_as_it_was_written_to_seven_digits(tmp_path):
+    record = {"task": "gpt", "arm": "gelu", "seed": 3, "figures": {"test": {"loss": 1 / 3}, "curve": [{"step": 1}]}}
+    written = records.write(tmp_path, record)
+    assert written == records.path(tmp_path, "gpt", "gelu", 3)
+    (found,) = records.read(tmp_path)
+    assert found["figures"] == {"test": {"loss": 0.3333333}, "curve": [{"step": 1}]}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.write(tmp_path, {**record, "figures": float("nan")})
+
+
+def test_the_tables_go_between_the_markers_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    tables.put(page, "new")
+    tables.put(page, "newer")
+    assert page.read_text() == f"before\n{tables.BEGIN}\n\nnewer\n\n{tables.END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="lacks the markers"):
+        tables.put(page, "new")
+
+
+def test_a_cost_is_above_0_where_it_is_worse():
+    assert tables.cost("digits", 96.0, 95.0) == 1.0
+    assert tables.cost("gpt", 6.0, 6.03) == pytest.approx(0.5)
