@@ -325,7 +325,7 @@ class HardnessScheduler:
         is_learning = self._phase(state) == "learn"
         pace, settling, onset = state.pace, state.settling, state.onset
         if self._rate is not None:
-            pace = paced_by_loss(self._rate, pace, metric, hardening=not is_learning)
+            pace = paced_by_loss(self._rate, pace, metric)
         if self._settled is not None and is_learning:
             self._refuse_frozen()
             settling = settled_further(self._settled, settling, metric, self._learned_hardness())
@@ -443,9 +443,7 @@ def _targets(sites: Mapping[str, LambdaGELU], target: float | Mapping[str, Targe
             )
         given: Mapping[str, Target] = target
     elif hasattr(target, "__len__") and not isinstance(target, (str, bytes)):
-        raise TypeError(
-            f"target must be a float or a mapping from the sites {list(sites)}, got {type(target).__name__}"
-        )
+        raise TypeError(f"target must be a float or a mapping from site names, got {type(target).__name__}")
     else:
         given = dict.fromkeys(sites, target)
     return {name: _target(name, site, given[name]) for name, site in sites.items()}

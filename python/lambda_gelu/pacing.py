@@ -76,9 +76,9 @@ class AllowedLoss:
     Args:
         allowed: what hardening may cost, in the loss's own unit; finite and positive.
         waiting: the share of the steps of hardening that may be spent waiting, in (0, 1). Default 0.5 (ours).
-        reference: ``"lowest"``: the lowest loss since the last report before hardening, so that hardening is never more
-            than `allowed` above the best. ``"last"``: the last loss with which λ went on, so that every report may be
-            `allowed` above the one before, and costs may add up. Default ``"lowest"`` (ours).
+        reference: ``"lowest"``: the lowest loss from the last report before the first of these steps on, so that λ goes
+            on only within `allowed` of the best. ``"last"``: the last loss with which λ went on, so that each report
+            may be `allowed` above the one before, and costs may add up. Default ``"lowest"`` (ours).
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -128,9 +128,9 @@ class Pace:
     forced: int = 0
 
 
-def paced_by_loss(rule: AllowedLoss, pace: Pace, loss: float, *, hardening: bool) -> Pace:
+def paced_by_loss(rule: AllowedLoss, pace: Pace, loss: float) -> Pace:
     """After one more report."""
-    if pace.reference is None or not hardening:
+    if pace.reference is None or pace.gone == 0:  # nothing that λ has done
         return replace(pace, reference=loss, waits=False)
     reference = min(pace.reference, loss) if rule.reference == "lowest" else pace.reference
     waits = loss > reference + rule.allowed
