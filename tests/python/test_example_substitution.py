@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import lzma
 import os
 import struct
@@ -127,7 +128,7 @@ def test_the_learning_rate_rises_falls_as_a_cosine_and_stays():
     rates = [task.rate(step) for step in range(30)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[12] == pytest.approx(0.55)
     assert rates[22:] == [pytest.approx(0.1)] * 8
-    assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[1:]))
 
 
 def test_the_gpt_has_the_size_it_is_said_to_have_and_sees_no_later_byte():
