@@ -2,8 +2,10 @@
 
 /// The whole public interface.
 #include <lambda_gelu/math/hardness.h>
+#include <lambda_gelu/math/histogram.h>
 #include <lambda_gelu/math/relu_gap.h>
 #include <lambda_gelu/math/schedule.h>
+#include <lambda_gelu/math/targets.h>
 #include <lambda_gelu/nn/hardness_scheduler.h>
 #include <lambda_gelu/nn/init.h>
 #include <lambda_gelu/nn/lambda_gelu.h>
@@ -13,3 +15,4 @@
 #include <lambda_gelu/ops/cpu_target.h>
 #include <lambda_gelu/ops/functional.h>
 #include <lambda_gelu/ops/gradient_reuse.h>
+#include <lambda_gelu/ops/observe.h>

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "histogram.h"
+
 namespace {
 
 using namespace py::literals;
@@ -123,6 +125,7 @@ PYBIND11_MODULE(_C, m) {
   bind_hardness(m);
   bind_relu_gap(m);
   bind_schedule(m);
+  bind_histogram(m);
   m.def("cpu_targets", &lambda_gelu::cpu_targets, "Instruction sets this machine can run, best first.");
   m.def("cpu_target", &lambda_gelu::cpu_target, "The instruction set in use.");
   m.def("set_cpu_target", &lambda_gelu::set_cpu_target, "name"_a, R"doc(

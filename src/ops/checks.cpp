@@ -27,12 +27,6 @@ void check_dense(const at::Tensor& tensor, const char* name) {
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, name, " must be a dense tensor, got layout ", tensor.layout());
 }
 
-void check_input(const at::Tensor& input) {
-  check_dense(input, "input");
-  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "input must be float32, float64, bfloat16 or float16, got ",
-                   dtype_name(input.scalar_type()));
-}
-
 void check_hardness_type(const at::Tensor& hardness, const at::Tensor& input) {
   check_dense(hardness, "hardness");
   TORCH_CHECK_TYPE(is_supported(hardness.scalar_type()), "hardness must be float32, float64, bfloat16 or float16, got ",
@@ -81,6 +75,24 @@ void check_same_shape(const at::Tensor& grad_output, const at::Tensor& input) {
 }
 
 }  // namespace
+
+void check_input(const at::Tensor& input) {
+  check_dense(input, "input");
+  TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "input must be float32, float64, bfloat16 or float16, got ",
+                   dtype_name(input.scalar_type()));
+}
+
+void check_accumulator(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t columns,
+                       const at::Tensor& input) {
+  check_dense(tensor, name);
+  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must be ", dtype_name(dtype), ", got ",
+                   dtype_name(tensor.scalar_type()));
+  TORCH_CHECK(tensor.device() == input.device(), name, " must be on input's device ", input.device(), ", got ",
+              tensor.device());
+  TORCH_CHECK_VALUE(tensor.dim() == 2 && TORCH_GUARD_OR_TRUE(tensor.sym_size(1).sym_eq(columns)), name,
+                    " must have shape (rows, ", columns, "), got ", tensor.sym_sizes());
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous");
+}
 
 void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
                    std::optional<double> temperature) {

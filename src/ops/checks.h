@@ -8,6 +8,13 @@
 
 namespace lambda_gelu {
 
+/// A dense tensor of one of the four dtypes.
+void check_input(const at::Tensor& input);
+
+/// What an operator adds to: contiguous, shape (rows, columns), on input's device.
+void check_accumulator(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t columns,
+                       const at::Tensor& input);
+
 /// Sizes may be symbolic: a check that depends on an unknown size becomes a run-time assertion of the compiled graph.
 void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
                    std::optional<double> temperature);

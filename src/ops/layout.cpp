@@ -30,9 +30,7 @@ Dims memory_order(const at::Tensor& output) {
   return order;
 }
 
-kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
-                                int64_t channel_dim) {
-  const auto channels = hardness.numel();
+kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, int64_t channels, int64_t channel_dim) {
   if (channels == 1) return {.outer = 1, .channels = 1, .inner = output.numel()};
   kernels::Geometry geometry{.outer = 1, .channels = channels, .inner = 1};
   const auto channels_at = wrap_channel_dim(channel_dim, output.dim());
@@ -47,6 +45,11 @@ kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, con
     }
   }
   return geometry;
+}
+
+kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
+                                int64_t channel_dim) {
+  return make_geometry(output, order, hardness.numel(), channel_dim);
 }
 
 StridedOperand::StridedOperand(const at::Tensor& tensor, const at::Tensor& output, const Dims& order) {

@@ -21,6 +21,8 @@ Dims memory_order(const at::Tensor& output);
 /// Which element of the output, in the order of its memory, belongs to which lambda. One lambda: one channel.
 kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, const at::Tensor& hardness,
                                 int64_t channel_dim);
+/// The same for `channels` of anything, 1 or output.size(channel_dim).
+kernels::Geometry make_geometry(const at::Tensor& output, const Dims& order, int64_t channels, int64_t channel_dim);
 
 /// A tensor as an operand of the kernels, seen in the memory order of the output. Owns what the operand points to.
 class StridedOperand {

@@ -40,6 +40,15 @@ struct ColumnBlock {
   bool stream = false;       ///< non-temporal stores: needs `output` and its row stride aligned to 64 bytes
 };
 
+/// Counting has several tables side by side, so that equal bins in a row do not wait for each other.
+inline constexpr int kObserveTables = 4;
+/// Entries of one: the bins, what is not finite, and padding to whole cache lines.
+inline constexpr int kObserveTable = 272;
+/// sum, sum of squares, sum of squares of ReLU.
+inline constexpr int kObserveMoments = 3;
+/// Columns of a tile.
+inline constexpr std::int64_t kObserveColumns = 64;
+
 /// `gate` and `gates` point to Gate<T> and GateTile<T>, T = double for float64 and float otherwise.
 struct DTypeKernels {
   Formula forward_formula;
@@ -55,6 +64,12 @@ struct DTypeKernels {
   void (*forward_columns)(const ColumnBlock& block, const void* gates);
   /// Adds to sums[slot]; `rows` is a multiple of kSumRows except in the last call of a chunk.
   void (*backward_columns)(const ColumnBlock& block, const void* gates, double* sums);
+  /// Adds to tables[kObserveTables][kObserveTable] and to lanes[kObserveMoments][kSumLanes] (see gate.h).
+  void (*observe_span)(const void* input, std::int64_t size, std::uint32_t* tables, double* lanes);
+  /// At most kObserveColumns. Adds to counts[columns][kBins] and nonfinite[columns]; sets
+  /// moments[columns][kObserveMoments]. `stride` is in elements.
+  void (*observe_columns)(const void* input, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                          std::int64_t* counts, std::int64_t* nonfinite, double* moments);
 };
 
 struct KernelTable {

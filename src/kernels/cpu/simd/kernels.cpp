@@ -12,6 +12,7 @@
 #include <hwy/foreach_target.h>
 // foreach_target.h comes first.
 #include <kernels/cpu/simd/loops-inl.h>
+#include <kernels/cpu/simd/observe-inl.h>
 
 #include <atomic>
 #include <stdexcept>
@@ -22,7 +23,15 @@ namespace HWY_NAMESPACE {
 
 template <class S>
 constexpr DTypeKernels kernels_of(Formula forward, Formula backward) {
-  return {forward, backward, S::kSplit, &forward_span<S>, &backward_span<S>, &forward_columns<S>, &backward_columns<S>};
+  return {forward,
+          backward,
+          S::kSplit,
+          &forward_span<S>,
+          &backward_span<S>,
+          &forward_columns<S>,
+          &backward_columns<S>,
+          &observe_span<S>,
+          &observe_columns<S>};
 }
 
 void stream_copy(void* to, const void* from, std::int64_t size) {
