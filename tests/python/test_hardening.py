@@ -591,6 +591,21 @@ def test_the_keys_of_the_state_are_the_same_at_every_step(unbroken):
     assert all(keys(state) == keys(states[0]) for state in states)
 
 
+def test_the_state_and_the_targets_are_copies_and_a_decided_onset_leaves_no_reference_behind():
+    model = make_model(torch.tensor([2.0, 3.0]), num_parameters=2)
+    scheduler = HardnessScheduler(model, 8, start=Settled(patience=1), target={"0": [8.0, 9.0]})
+    for _ in range(3):
+        scheduler.step(1.0)
+    scheduler.set_targets({"0": [9.0, 10.0]})
+    expected = copy.deepcopy(scheduler.state_dict())
+    assert expected["settling"]["hardness"] == {"0": []} != expected["learned_hardness"]
+    state = scheduler.state_dict()
+    for values in (*(state[k]["0"] for k in ("targets", "present_targets", "path_hardness")), scheduler.targets["0"]):
+        values[0] = 99.0
+    state["path_tick"]["0"] = 99
+    assert scheduler.state_dict() == expected
+
+
 def test_a_copy_of_a_run_with_rules_goes_on_by_itself(unbroken):
     schedule, trace, _ = unbroken
     run = Run(schedule)
