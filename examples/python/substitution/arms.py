@@ -8,14 +8,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 import lambda_gelu
 from lambda_gelu import HardnessScheduler
+from lambda_gelu.recovery import Teacher, distillation_loss
 from progress import Bar
 
 from . import training
 from .tasks import Task
 
 Figures = dict[str, Any]
+
+
+RECOVERY = 0.1  # of the steps of the training
+
+
+class MissingCheckpointError(FileNotFoundError):
+    """An arm starts from the checkpoint of another one, which has not run here."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The learning rate of a recovery, from `start` to `end` times the last one of the training, linearly."""
+
+    name: str
+    start: float
+    end: float
+
+    def factor(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * progress
+
+
+CONTINUED = Rate("continued", 1.0, 1.0)
+RAISED = Rate("3 times, falling to 1", 3.0, 1.0)
 
 
 @dataclass
@@ -29,6 +55,41 @@ class Run:
 
     def checkpoint(self, name: str) -> Path:
         return self.cache / f"{self.task.name}-{name}-{self.seed}.pt"
+
+    def trained(self, activation: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network that another arm has trained from scratch, and its optimizer's state."""
+        path = self.checkpoint(activation.lower())
+        if not path.exists():
+            raise MissingCheckpointError(
+                f"{path} is missing: run the arm {activation.lower()} first, without its record"
+            )
+        state = training.load(path)
+        network = self.task.network(activation, self.seed)
+        network.load_state_dict(state["network"])
+        return network, state["optimizer"]
+
+    def train_on(
+        self,
+        network: nn.Module,
+        optimizer_state: dict[str, Any],
+        rate: Rate,
+        extra_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        """Trains a checkpoint for RECOVERY of its steps more, with its optimizer's state, on new batches."""
+        task = self.task
+        optimizer = task.make_optimizer(network)
+        optimizer.load_state_dict(optimizer_state)
+        count = max(1, round(RECOVERY * task.steps))
+        training.train(
+            task,
+            network,
+            optimizer,
+            task.batches(self.seed + 1000),
+            steps=range(task.steps, task.steps + count),
+            bar=self.bar,
+            rate=lambda step: task.rate(step) * rate.factor((step - task.steps) / count),
+            extra_loss=extra_loss,
+        )
 
 
 # --- from scratch -----------------------------------------------------------------------------------------------------
@@ -114,4 +175,78 @@ def _swapped(task: Task, network: Any) -> dict[str, Any]:
     return result | {"sites": training.measured(task, network)}
 
 
-ARMS: dict[str, Callable[[Run], Figures]] = {"gelu": gelu, "relu": relu, "paper": paper}
+# --- a checkpoint that was never trained for it -----------------------------------------------------------------------
+
+
+def _continued(run: Run, activation: str, rate: Rate) -> Figures:
+    network, optimizer_state = run.trained(activation)
+    before = training.scores(run.task, network)
+    run.train_on(network, optimizer_state, rate)
+    return {"before": before, "recovered": training.scores(run.task, network)}
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One way from a GELU checkpoint to a ReLU network."""
+
+    correction: str = "bias"
+    rate: Rate = CONTINUED
+    distillation: float = 0.0
+
+    def __call__(self, run: Run) -> Figures:
+        task = run.task
+        network, optimizer_state = run.trained("GELU")
+        as_gelu_(network)
+        figures: Figures = {
+            "how": {
+                "correction": self.correction,
+                "rate": self.rate.name,
+                "distillation": f"KL × {self.distillation:g}" if self.distillation else "none",
+            }
+        } | _swapped(task, network)
+        teacher = Teacher(network) if self.distillation else None
+        report = self.swap_(task, network)
+        figures["report"] = report.to_dict()
+        if self.correction != "none":
+            figures["corrected"] = training.scores(task, network)
+
+        def distilled(x: Tensor, logits: Tensor) -> Tensor:
+            assert teacher is not None
+            return self.distillation * distillation_loss(logits, teacher(x))
+
+        run.train_on(network, optimizer_state, self.rate, distilled if teacher else None)
+        return figures | {"recovered": training.scores(task, network)}
+
+    def swap_(self, task: Task, network: nn.Module) -> lambda_gelu.SubstitutionReport:
+        """With the correction kept at every site where it improves the loss on the held-out data."""
+        if self.correction == "none":
+            return lambda_gelu.to_relu_(network)
+        return lambda_gelu.to_relu_(
+            network,
+            correction=self.correction,
+            calibrate=task.calibrate,
+            evaluate=lambda network: task.score(network, "held_out").loss,
+            higher_is_better=False,
+            example_inputs=next(task.batches(0))[0],
+        )
+
+
+def as_gelu_(network: nn.Module) -> None:
+    """Every GELU of a network becomes a λ-GELU with λ = 1, which is the same function."""
+    lambda_gelu.convert_(network)
+    for site in lambda_gelu.find_sites(network).values():
+        site.freeze_hardness()
+        site.set_hardness(1.0)
+
+
+ARMS: dict[str, Callable[[Run], Figures]] = {
+    "gelu": gelu,
+    "relu": relu,
+    "paper": paper,
+    "gelu-continued": lambda run: _continued(run, "GELU", CONTINUED),
+    "relu-continued": lambda run: _continued(run, "ReLU", CONTINUED),
+    "recovered": Recovery(),
+    "recovered-distilled": Recovery(distillation=1.0),
+    "recovered-raised": Recovery(rate=RAISED),
+    "recovered-uncorrected": Recovery(correction="none"),
+}

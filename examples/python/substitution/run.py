@@ -12,8 +12,11 @@ bit for bit; several processes may share the work. Needs: pip install 'lambda-ge
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,19 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextlib.contextmanager
+def claimed(record: Path, claim: Path) -> Iterator[bool]:
+    """Whether this process may write a record: no other one is at it, and none has been. Ends with the process."""
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    with claim.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield not record.exists()
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     machine = describe() | {"threads": 1}
@@ -66,15 +82,22 @@ def run_all(arguments: argparse.Namespace) -> None:
         if arguments.steps is not None:
             task = task.shortened(arguments.steps, 256)
         for arm, seed in missing:
-            run_one(task, arm, seed, machine, arguments)
+            record = records.path(arguments.results, name, arm, seed)
+            with claimed(record, arguments.cache / f"{name}-{arm}-{seed}.claim") as mine:
+                if mine:
+                    run_one(task, arm, seed, machine, arguments)
 
 
 def run_one(task: tasks.Task, arm: str, seed: int, machine: dict[str, Any], arguments: argparse.Namespace) -> None:
     bar: Bar = progress_bar(task.steps, "step")
     bar.set_description(f"{task.name}, {arm}, seed {seed}")
     started = time.perf_counter()
-    figures = arms.ARMS[arm](arms.Run(task, seed, arguments.cache, bar))
-    bar.close()
+    try:
+        figures = arms.ARMS[arm](arms.Run(task, seed, arguments.cache, bar))
+    except arms.MissingCheckpointError as error:
+        sys.exit(f"{task.name}, {arm}, seed {seed}: {error}")
+    finally:
+        bar.close()
     records.write(
         arguments.results,
         {

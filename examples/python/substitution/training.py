@@ -26,24 +26,25 @@ def train(
     steps: range,
     bar: Bar,
     rate: Callable[[int], float] | None = None,
-    extra_loss: Callable[[Batch, Tensor], Tensor] | None = None,
+    extra_loss: Callable[[Tensor, Tensor], Tensor | float] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Trains over `steps`, numbered from the start of the run.
 
     Args:
         rate: part of the learning rate at a step; default: that of the task.
-        extra_loss: of the batch and its loss; what it returns is trained on.
+        extra_loss: of the inputs and the logits; is added to the loss.
         after_step: called with the number of steps done.
     """
     network.train()
     for step in steps:
         task.set_rate(optimizer, (rate or task.rate)(step))
         optimizer.zero_grad()
-        batch = next(batches)
-        loss = task.loss(network, batch)
+        x, target = next(batches)
+        logits = network(x)
+        loss = task.loss(logits, target)
         if extra_loss is not None:
-            loss = extra_loss(batch, loss)
+            loss = loss + extra_loss(x, logits)
         loss.backward()
         optimizer.step()
         if after_step is not None:
