@@ -25,23 +25,37 @@ from .functional import (  # noqa: E402
     softplus_lambda_gelu,
 )
 from .hardening import HardnessScheduler  # noqa: E402
+from .histogram import Histogram  # noqa: E402
 from .init import init_hardness_  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
 from .optim import param_groups  # noqa: E402
 from .pacing import AllowedLoss, Remaining, Settled  # noqa: E402
 from .report import SubstitutedSite, SubstitutionReport  # noqa: E402
 from .sites import find_sites  # noqa: E402
+from .statistics import Statistics, observe  # noqa: E402
 from .substitution import relu_substituted, to_relu_  # noqa: E402
+from .targets import (  # noqa: E402
+    HardnessCapWarning,
+    SiteWeight,
+    budget_targets,
+    site_weights,
+    suggest_targets,
+)
 
 __all__ = [
     "AllowedLoss",
     "ConversionReport",
+    "HardnessCapWarning",
     "HardnessScheduler",
+    "Histogram",
     "LambdaGELU",
     "Remaining",
     "Settled",
+    "SiteWeight",
+    "Statistics",
     "SubstitutedSite",
     "SubstitutionReport",
+    "budget_targets",
     "build_info",
     "cmake_prefix_path",
     "compile_mode",
@@ -51,12 +65,15 @@ __all__ = [
     "gradient_reuse_enabled",
     "init_hardness_",
     "lambda_gelu",
+    "observe",
     "param_groups",
     "relu_gap",
     "relu_substituted",
     "set_compile_mode",
     "set_gradient_reuse",
+    "site_weights",
     "softplus_lambda_gelu",
+    "suggest_targets",
     "to_relu_",
 ]
 

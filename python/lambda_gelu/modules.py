@@ -73,6 +73,7 @@ class LambdaGELU(nn.Module):
 
     raw_hardness: nn.Parameter
     hardness_override: Tensor  # NaN: not overridden
+    _observers: tuple[Any, ...] = ()  # of lambda_gelu.observe; here for modules that were pickled without
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class LambdaGELU(nn.Module):
         # The hardness_override, and its version, from which _frozen was taken.
         self._seen: tuple[Tensor | None, int | None] = (None, None)
         self._substituted = 0  # nesting depth of relu_substituted()
+        self._observers = ()
         self.raw_hardness = nn.Parameter(torch.empty(self.num_parameters, device=device, dtype=dtype))
         override = torch.empty(self.num_parameters, device=device, dtype=precise_dtype(dtype))
         self.register_buffer("hardness_override", override)
@@ -112,6 +114,9 @@ class LambdaGELU(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The activation, elementwise; ReLU within :func:`lambda_gelu.relu_substituted`."""
+        if self._observers:
+            for observer in self._observers:
+                observer.add(input)
         if self._substituted:
             return nn.functional.relu(input)
         raw = self._parameters.get("raw_hardness")  # as an attribute it costs ten times as much
@@ -292,9 +297,9 @@ class LambdaGELU(nn.Module):
         return problem
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy or pickle made inside relu_substituted() would otherwise stay substituted for ever, and the copy of the
-        # override counts its versions anew.
-        return {**self.__dict__, "_substituted": 0, "_seen": (None, None)}
+        # A copy or pickle made inside relu_substituted() or observe() would otherwise stay so for ever, and the copy of
+        # the override counts its versions anew.
+        return {**self.__dict__, "_substituted": 0, "_observers": (), "_seen": (None, None)}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LambdaGELU:
         frozen = self.is_frozen

@@ -1,0 +1,172 @@
+"""What adds up the pre-activations of one site: called by its forward, eager or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from ._dtypes import widest_dtype
+from .compiler import is_exporting
+from .histogram import check_channel_dim, empty_tables
+
+_is_compiling = torch.compiler.is_compiling
+_observe = torch.ops.lambda_gelu.observe_.default
+
+# As many channels as each site had in a dimension. With that a second observation starts with tables that compiled code
+# takes without a new compilation.
+_known_channels: MutableMapping[Any, dict[int, int]] = WeakKeyDictionary()
+
+
+class Observer:
+    """The tables of one site, and what its forward does with an input.
+
+    Dynamo traces :meth:`add`: tables are inputs of the graph, so that another observation runs the same code.
+
+    Attributes:
+        counts, moments: as :class:`lambda_gelu.Histogram` has them, on the site's device; None where the number of
+            channels is not known yet.
+    """
+
+    def __init__(self, name: str, site: Any, channel_dim: int | None, every: int) -> None:
+        self.name = name
+        self.channel_dim = channel_dim
+        self.counts: Tensor | None = None
+        self.moments: Tensor | None = None
+        self._site = site
+        self._every = every
+        self._calls = torch.zeros(1, dtype=torch.int64, device="cpu") if every > 1 else None
+        channels = self._expected_channels()
+        if channels is not None:
+            self._make_room(channels, site.raw_hardness.device)
+
+    def add(self, input: Tensor) -> None:
+        """Counts the elements of an input; of every n-th, where the observation says so."""
+        if _is_compiling():
+            if is_exporting():  # the program would go on counting
+                return
+            x, channel_dim = input.detach(), self.channel_dim
+        else:
+            if _is_recomputing():
+                return
+            x, channel_dim = _plain(input.detach(), self.channel_dim)
+            self._check(x, channel_dim)
+        if widest_dtype(x.device) is not torch.float64:
+            x = x.to("cpu")  # where the sums can be in float64
+        self._make_room(1 if channel_dim is None else x.size(channel_dim), x.device)
+        dim = 0 if channel_dim is None else channel_dim
+        if self._calls is None:
+            _observe(x, self.counts, self.moments, dim)
+        else:
+            _observe_every(x, self.counts, self.moments, self._calls, dim, self._every)
+
+    def _check(self, x: Tensor, channel_dim: int | None) -> None:
+        try:
+            check_channel_dim(channel_dim, x)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    def _make_room(self, channels: int, device: torch.device) -> bool:
+        """Tables for so many channels. Dynamo runs this once for each graph that it traces, as it is."""
+        counts, moments = self.counts, self.moments
+        if counts is not None and moments is not None and counts.size(0) == channels:
+            if counts.device != device:
+                self.counts, self.moments = counts.to(device), moments.to(device)
+            return True
+        if counts is not None and self.is_used:
+            raise ValueError(
+                f"{self.name}: its input had {counts.size(0)} channels in dimension {self.channel_dim}, and now "
+                f"{channels}"
+            )
+        self.counts, self.moments = empty_tables(channels, device)
+        if self.channel_dim is not None:
+            _known_channels.setdefault(self._site, {})[self.channel_dim] = channels
+        return True
+
+    _make_room._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as compiler.prepare
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was counted."""
+        if self.counts is None or self.moments is None:
+            return False
+        return bool(self.counts.any()) or bool(self.moments[:, 3].any())
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Copies of counts and moments on the CPU; without a row where the number of channels is not known."""
+        if self.counts is None or self.moments is None:
+            return empty_tables(0, "cpu")
+        return self.counts.detach().to("cpu", copy=True), self.moments.detach().to("cpu", copy=True)
+
+    @torch.no_grad()
+    def write(self, counts: Tensor, moments: Tensor) -> None:
+        """Puts these in place of what was counted."""
+        if self.counts is None or self.moments is None or self.counts.size(0) != counts.size(0):
+            device = self._site.raw_hardness.device if self.counts is None else self.counts.device
+            self.counts, self.moments = empty_tables(counts.size(0), device)
+        self.counts.copy_(counts)
+        self.moments.copy_(moments)
+
+    def clear(self) -> None:
+        """Counts from zero again; every n-th call as before."""
+        for table in (self.counts, self.moments):
+            if table is not None:
+                table.zero_()
+
+    def _expected_channels(self) -> int | None:
+        if self.channel_dim is None:
+            return 1
+        known = _known_channels.get(self._site, {}).get(self.channel_dim)
+        if known is None and self._site.num_parameters > 1 and self.channel_dim == self._site.channel_dim:
+            return self._site.num_parameters
+        return known
+
+
+_graph_task = getattr(torch._C, "_current_graph_task_id", None)
+
+
+def _is_recomputing() -> bool:
+    """Whether a backward pass runs: activation checkpointing calls a forward there again, with what was counted."""
+    return _graph_task is not None and _graph_task() != -1
+
+
+def _plain(x: Any, channel_dim: int | None) -> tuple[Tensor, int | None]:
+    """The values behind what torch.func and DTensor put around them, and where their channels are."""
+    if hasattr(x, "to_local"):
+        if channel_dim is not None and any(p.is_shard(channel_dim % x.dim()) for p in x.placements):
+            raise ValueError(f"dimension {channel_dim} is spread over ranks: observe(per='channel') needs all channels")
+        x = x.to_local()
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if channel_dim is not None and _functorch.is_batchedtensor(x):
+            batch_dim, channel_dim = _functorch.maybe_get_bdim(x), channel_dim % x.dim()
+            channel_dim += batch_dim <= channel_dim
+        x = _functorch.get_unwrapped(x)
+    return x, channel_dim
+
+
+# --- every n-th call -------------------------------------------------------------------------------------------------
+# An operator, since a counter in Python would be a constant of compiled code. It is on the CPU: nothing waits for it.
+
+_library = torch.library.Library("lambda_gelu", "FRAGMENT")
+_library.define(
+    "observe_every_(Tensor input, Tensor(a!) counts, Tensor(b!) moments, Tensor(c!) calls, int channel_dim, int every)"
+    " -> ()",
+    tags=[torch.Tag.pt2_compliant_tag],
+)
+
+
+def _observe_every_(  # noqa: PLR0917 - as the schema
+    input: Tensor, counts: Tensor, moments: Tensor, calls: Tensor, channel_dim: int, every: int
+) -> None:
+    if calls.item() % every == 0:
+        _observe(input, counts, moments, channel_dim)
+    calls.add_(1)
+
+
+_library.impl("observe_every_", _observe_every_, "CompositeExplicitAutograd")
+_library.impl("observe_every_", lambda *arguments: None, "Meta")
+_observe_every = torch.ops.lambda_gelu.observe_every_.default

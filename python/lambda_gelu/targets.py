@@ -1,0 +1,181 @@
+"""Which λ to harden to, from what the sites are given."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from . import _C
+from .histogram import Histogram
+from .site_costs import SiteWeight, site_weights
+from .statistics import Statistics
+
+__all__ = ["HardnessCapWarning", "SiteWeight", "budget_targets", "site_weights", "suggest_targets"]
+
+_PER = ("layer", "channel")
+
+
+class HardnessCapWarning(UserWarning):
+    """A tolerance or a budget would take a λ above the cap."""
+
+
+def suggest_targets(
+    statistics: Statistics, tolerance_db: float = 30.0, *, cap: float = 64.0, per: str = "layer"
+) -> dict[str, float | list[float]]:
+    """The smallest λ at which the swap to ReLU costs each site no more than the tolerance.
+
+    That is the λ whose SER, 10 log10(E[ReLU(x)²] / E[(ReLU(x) − f(x; λ))²]), is `tolerance_db`. Ten dB more take 2.15
+    times the λ. To be given to :class:`lambda_gelu.HardnessScheduler` as `target`.
+
+    Args:
+        statistics: of :func:`lambda_gelu.observe`, of the activations that the network has when it is swapped.
+        tolerance_db: the SER to reach, in dB, finite and positive. Default 30 (ours).
+        cap: no target is larger. Default 64 (ours): on a schedule that ends there, a site whose activations are all
+            negative or tiny would otherwise be taken without bound.
+        per: ``"layer"``: one λ for every site; ``"channel"``: one for every channel, each with the tolerance, from
+            statistics with ``per="channel"``. A site with one λ takes the first kind only.
+
+    Returns:
+        dict: a float for every site, or with ``"channel"`` a list of as many as it has channels.
+
+    Raises:
+        ValueError: for another tolerance or cap, naming sites that were never executed or had NaN, and for targets per
+            channel from statistics per layer.
+
+    Warns:
+        HardnessCapWarning: naming the sites at the cap, with the SER that they have there.
+    """
+    _check_positive("tolerance_db", tolerance_db)
+    _check_positive("cap", cap)
+    _check_statistics(statistics)
+    if per not in _PER:
+        raise ValueError(f'per must be "layer" or "channel", got {per!r}')
+    if per == "channel" and statistics.per != "channel":
+        raise ValueError('targets per channel need statistics per channel: observe(model, per="channel")')
+    statistics.require_complete("targets")
+    targets: dict[str, float | list[float]] = {}
+    capped = []
+    for name, histogram in statistics.items():
+        parts = histogram.channels if per == "channel" else (histogram,)
+        values = [_target_from_ser(part, tolerance_db, cap) for part in parts]
+        missed = [part.ser_db(cap) for part, value in zip(parts, values, strict=True) if value is None]
+        if missed:
+            channels = f"{len(missed)} of {len(parts)} channels, " if per == "channel" else ""
+            capped.append(f"{name} ({channels}{min(missed):.1f} dB)")
+        kept = [float(cap) if value is None else value for value in values]
+        targets[name] = kept if per == "channel" else kept[0]
+    if capped:
+        warnings.warn(
+            f"{tolerance_db:g} dB would need a hardness above the cap of {cap:g}, where these sites stay below: "
+            f"{', '.join(capped)}",
+            HardnessCapWarning,
+            stacklevel=2,
+        )
+    return targets
+
+
+def budget_targets(
+    statistics: Statistics,
+    weights: Mapping[str, float | SiteWeight],
+    budget: float,
+    *,
+    floor: float | Mapping[str, float | Tensor] = 1.0,
+    cap: float = 64.0,
+) -> dict[str, float]:
+    """The least hardening with which the swap of all sites together costs no more than a budget.
+
+    Takes the cost of a site at λ as its weight times its E[ReLU(x) − f(x; λ)], and chooses the λ whose costs add up to
+    `budget` with the smallest product. For large λ that gives every site the same share. A site that stays below its
+    share at its floor leaves the rest to the others.
+
+    Args:
+        statistics: of :func:`lambda_gelu.observe`, of all the sites.
+        weights: for every site, what a unit of its expected gap costs: :func:`site_weights` gives them, or any numbers
+            of one unit. Their absolute value counts: where the swap of one site alone lowers the loss, that tells
+            nothing about how it does with the others. A site of weight 0 stays at its floor.
+        budget: what all may cost, in the unit of weight times gap, that of the loss with :func:`site_weights`; finite
+            and positive.
+        floor: the least λ of every site, or by name, as the present λ of the sites (of several the smallest counts).
+            Default 1.
+        cap: no target is larger, unless its floor is. Default 64 (ours).
+
+    Returns:
+        dict: λ by site.
+
+    Raises:
+        ValueError: for sites that are unknown or missing in `weights` or `floor`, numbers out of range, and naming
+            sites that were never executed or had NaN.
+
+    Warns:
+        HardnessCapWarning: where the cap does not keep the budget: naming the sites there, and what is predicted.
+    """
+    _check_positive("budget", budget)
+    _check_positive("cap", cap)
+    _check_statistics(statistics)
+    statistics.require_complete("targets")
+    names = list(statistics)
+    its_weights = [abs(_number("weight", name, w)) for name, w in _for_all("weights", weights, names).items()]
+    floors = _for_all("floor", floor if isinstance(floor, Mapping) else dict.fromkeys(names, floor), names)
+    lowest = [_lowest(name, value) for name, value in floors.items()]
+    found = _C.budget_targets([statistics[name]._merged for name in names], its_weights, budget, lowest, cap)
+    over = [name for name, capped in zip(names, found.capped, strict=True) if capped]
+    if over:
+        warnings.warn(
+            f"a budget of {budget:g} would need a hardness above the cap of {cap:g} at {', '.join(over)}; with the "
+            f"targets as they are, {found.total:g} is predicted",
+            HardnessCapWarning,
+            stacklevel=2,
+        )
+    return dict(zip(names, found.hardness, strict=True))
+
+
+def _target_from_ser(histogram: Histogram, decibels: float, cap: float) -> float | None:
+    """None: the cap does not reach it."""
+    if histogram.ser_db(cap) < decibels:
+        return None
+    if histogram.expected_sq_relu == 0:  # and no error: nothing but 0 came, and any λ does
+        return min(1.0, cap)
+    return histogram.target_from_ser(decibels)
+
+
+def _check_statistics(statistics: Statistics) -> None:
+    if not isinstance(statistics, Statistics):
+        raise TypeError(f"statistics must be those of lambda_gelu.observe, got {type(statistics).__name__}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and positive, got {value}")
+
+
+def _for_all(what: str, values: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{what} must be a mapping by site name, got {type(values).__name__}")
+    unknown = [str(name) for name in values if name not in names]
+    missing = [name for name in names if name not in values]
+    if unknown or missing:
+        raise ValueError(
+            f"{what} must name every site once: unknown {unknown}, missing {missing}; the sites are {names}"
+        )
+    return {name: values[name] for name in names}
+
+
+def _number(what: str, name: str, value: object) -> float:
+    number = value.weight if isinstance(value, SiteWeight) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"{what} of {name!r} must be a float, got {type(number).__name__}")
+    if not math.isfinite(number):
+        raise ValueError(f"{what} of {name!r} must be finite, got {number}")
+    return float(number)
+
+
+def _lowest(name: str, value: object) -> float:
+    floor = _number("floor", name, min(value.flatten().tolist()) if isinstance(value, Tensor) else value)
+    if floor <= 0:
+        raise ValueError(f"floor of {name!r} must be positive, got {floor}")
+    return floor
