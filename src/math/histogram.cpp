@@ -65,6 +65,21 @@ Bin bin_at(int i) {
   return {edges()[i], edges()[i + 1]};
 }
 
+/// How much denser bin i is at its upper end than in its middle, in parts of its mean density: the density is taken to
+/// be linear there, with the slope that its neighbours show, as far as it stays between theirs (the limiter of van
+/// Leer's MUSCL scheme, J. Comput. Phys. 32, 1979), so that it is never negative and a lone peak stays flat.
+double tilt_of(const std::array<double, kHistogramBinsPerSign>& values, int i) {
+  if (i == 0 || i >= kHistogramBinsPerSign - 2) return 0;
+  const auto density = [&](int bin) { return values[bin] / (bin_at(bin).high - bin_at(bin).low); };
+  const auto middle = [&](int bin) { return 0.5 * (bin_at(bin).high + bin_at(bin).low); };
+  const double before = density(i) - density(i - 1), after = density(i + 1) - density(i);
+  if (before * after <= 0) return 0;
+  const double slope = (before + after) / (middle(i + 1) - middle(i - 1));
+  const double rise = 0.5 * slope * (bin_at(i).high - bin_at(i).low);
+  const double limit = std::min(std::abs(before), std::abs(after));
+  return std::clamp(rise, -limit, limit) / density(i);
+}
+
 double gap_at(double hardness, double magnitude) {
   return magnitude * 0.5 * std::erfc(hardness * magnitude * (std::numbers::sqrt2 / 2));
 }
@@ -143,19 +158,25 @@ void HistogramSums::add(const Histogram& histogram, double hardness) {
   count += static_cast<double>(histogram.count_);
   sq_relu += histogram.sq_sum_relu_;
   sq += histogram.sq_sum_;
-  // From the outside in: the smallest terms first, and none where the gate is closed or open for good.
+  // e depends on |x| only.
+  std::array<double, kHistogramBinsPerSign> values;
+  for (int i = 0; i < kHistogramBinsPerSign; ++i) {
+    values[i] = static_cast<double>(histogram.counts_[i] + histogram.counts_[kHistogramBinsPerSign + i]);
+  }
+  // From the outside in: the smallest terms first, and none where the gates are closed and open for good.
   for (int i = kHistogramBinsPerSign - 1; i >= 0; --i) {
-    const auto values = static_cast<double>(histogram.counts_[i] + histogram.counts_[kHistogramBinsPerSign + i]);
     const Bin bin = bin_at(i);
-    if (values == 0 || hardness * bin.low > kClosedGate) continue;
+    if (values[i] == 0 || hardness * bin.low > kClosedGate) continue;
+    const double tilt = tilt_of(values, i);
     double first = 0, second = 0;
     for (const auto& [node, weight] : kGaussLegendre) {
       const double e = gap_at(hardness, bin.low + node * (bin.high - bin.low));
-      first += weight * e;
-      second += weight * e * e;
+      const double mass = weight * (1 + tilt * (2 * node - 1));
+      first += mass * e;
+      second += mass * e * e;
     }
-    gap += values * first;
-    sq_gap += values * second;
+    gap += values[i] * first;
+    sq_gap += values[i] * second;
   }
 }
 
