@@ -27,10 +27,14 @@ from .functional import (  # noqa: E402
 from .hardening import HardnessScheduler  # noqa: E402
 from .histogram import Histogram  # noqa: E402
 from .init import init_hardness_  # noqa: E402
+from .inspection import InspectedSite, InspectionReport, inspect_sites  # noqa: E402
 from .modules import LambdaGELU  # noqa: E402
 from .optim import param_groups  # noqa: E402
 from .pacing import AllowedLoss, Remaining, Settled  # noqa: E402
+from .protocol import Substitution  # noqa: E402
+from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, keep_optimizer_  # noqa: E402
 from .report import SubstitutedSite, SubstitutionReport  # noqa: E402
+from .shadow import BestCheckpoint, BestSubstituted, ShadowScore, shadow_evaluate  # noqa: E402
 from .sites import find_sites  # noqa: E402
 from .statistics import Statistics, observe  # noqa: E402
 from .substitution import relu_substituted, to_relu_  # noqa: E402
@@ -43,27 +47,39 @@ from .targets import (  # noqa: E402
 )
 
 __all__ = [
+    "ActivationL1",
     "AllowedLoss",
+    "BestCheckpoint",
+    "BestSubstituted",
     "ConversionReport",
+    "Distillation",
     "HardnessCapWarning",
     "HardnessScheduler",
     "Histogram",
+    "InspectedSite",
+    "InspectionReport",
     "LambdaGELU",
     "Remaining",
     "Settled",
+    "ShadowScore",
     "SiteWeight",
     "Statistics",
     "SubstitutedSite",
+    "Substitution",
     "SubstitutionReport",
+    "Teacher",
     "budget_targets",
     "build_info",
     "cmake_prefix_path",
     "compile_mode",
     "convert_",
+    "distillation_loss",
     "find_sites",
     "gradient_reuse_count",
     "gradient_reuse_enabled",
     "init_hardness_",
+    "inspect_sites",
+    "keep_optimizer_",
     "lambda_gelu",
     "observe",
     "param_groups",
@@ -71,6 +87,7 @@ __all__ = [
     "relu_substituted",
     "set_compile_mode",
     "set_gradient_reuse",
+    "shadow_evaluate",
     "site_weights",
     "softplus_lambda_gelu",
     "suggest_targets",

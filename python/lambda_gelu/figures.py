@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .inspection import InspectionReport
     from .report import SubstitutedSite, SubstitutionReport
 
 try:
@@ -31,6 +32,7 @@ BLUE, ORANGE, GREEN, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#000000", "
 _STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.8}
 
 LITTLE_LOSS_DB, DEFAULT_TOLERANCE_DB = 22.0, 30.0
+_Panel = Callable[["Axes", Sequence[Any]], None]
 _LONGEST_NAME, _MOST_NAMES = 30, 60
 
 
@@ -40,21 +42,47 @@ def substitution_figure(report: SubstitutionReport) -> Figure:
     Panels without any value are left out.
     """
     sites = report.sites
-    panels: list[Any] = [_hardness_panel]
+    panels: list[_Panel] = [_hardness_panel]
     if _known(sites, "ser_db") or _known(sites, "measured_ser_db"):
         panels.append(_ser_panel)
     if _known(sites, "zeros_before") or _known(sites, "zeros_after"):
         panels.append(_zeros_panel)
     with mpl.rc_context(_STYLE):
-        widths = [4.4] * len(panels) + [4.4] * bool(report.metrics)
-        figure = _Figure(figsize=(sum(widths) + 1.6, _height(len(sites))), layout="constrained")
-        axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-        for index, (panel, its_axes) in enumerate(zip(panels, axes, strict=False)):
-            panel(its_axes, sites)
-            _name_sites(its_axes, [_label(site) for site in sites], shown=index == 0)
+        figure, further = _figure_of_sites(sites, panels, [_label(site) for site in sites], 1 if report.metrics else 0)
         if report.metrics:
-            _metric_panel(axes[-1], report)
+            _metric_panel(further[0], report)
         figure.suptitle(_title(report), fontsize=14)
+    return figure
+
+
+def inspection_figure(report: InspectionReport) -> Figure:
+    """A picture of an :class:`InspectionReport`: λ now and its target, κ, SER and zeros of every site."""
+    sites = report.sites
+
+    def hardness_panel(axes: Axes, sites: Sequence[Any]) -> None:
+        for row, site in enumerate(sites):
+            if site.target_mean > site.hardness_mean:
+                axes.plot([site.hardness_mean, site.target_mean], [row, row], ":", color=GREY, linewidth=1.5, zorder=0)
+        _hardness_panel(axes, sites)
+        _marks(
+            axes, [site.target_mean for site in sites], ">", GREEN, f"λ for {report.tolerance_db:g} dB", filled=False
+        )
+        _logarithmic(axes)
+        axes.set_title("Hardness now, and what the tolerance asks for")
+        _legend(axes)
+
+    def ser_panel(axes: Axes, sites: Sequence[Any]) -> None:
+        _decibel_axis(axes, [site.ser_db for site in sites], report.tolerance_db)
+        _bars(axes, [site.ser_db for site in sites], "as the model stands")
+        axes.set_title("Signal to error of a swap now (right is better)")
+        _legend(axes)
+
+    with mpl.rc_context(_STYLE):
+        panels: list[_Panel] = [hardness_panel, ser_panel, _zeros_panel]
+        figure, _ = _figure_of_sites(sites, panels, [_shortened(site.name) for site in sites], 0)
+        reached = sum(site.reached for site in sites)
+        share = f"{reached} of {counted(len(sites), 'site')} at {report.tolerance_db:g} dB or above"
+        figure.suptitle(f"λ-GELU before a swap to ReLU: {share}", fontsize=14)
     return figure
 
 
@@ -63,6 +91,26 @@ def plot_substitution(report: SubstitutionReport, path: str | PathLike[str]) -> 
     figure = substitution_figure(report)
     with mpl.rc_context(_STYLE):
         figure.savefig(path, dpi=150, format="png")
+
+
+def plot_inspection(report: InspectionReport, path: str | PathLike[str]) -> None:
+    """Writes :func:`inspection_figure` to a PNG file."""
+    figure = inspection_figure(report)
+    with mpl.rc_context(_STYLE):
+        figure.savefig(path, dpi=150, format="png")
+
+
+def _figure_of_sites(
+    sites: Sequence[Any], panels: Sequence[_Panel], labels: Sequence[str], further: int
+) -> tuple[Figure, list[Axes]]:
+    """Panels that share the sites as their rows; and further empty axes beside them."""
+    count = len(panels) + further
+    figure = _Figure(figsize=(4.4 * count + 1.6, _height(len(sites))), layout="constrained")
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for index, (panel, its_axes) in enumerate(zip(panels, axes, strict=False)):
+        panel(its_axes, sites)
+        _name_sites(its_axes, labels, shown=index == 0)
+    return figure, axes[len(panels) :]
 
 
 # --- panels ----------------------------------------------------------------------------------------------------------
