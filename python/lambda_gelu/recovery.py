@@ -219,7 +219,8 @@ class ActivationL1:
         modules = dict.fromkeys(slot.module for slot in slots if slot.name in set(names))
         self._step = 0
         self._means: list[Tensor] = []
-        self._handles = [module.register_forward_hook(self._add) for module in modules]
+        # Closures, since copy.deepcopy of the model would copy what a method is bound to.
+        self._handles = [module.register_forward_hook(lambda module, args, y: self._add(y)) for module in modules]
 
     @property
     def factor(self) -> float:
@@ -268,12 +269,12 @@ class ActivationL1:
             handle.remove()
         self._means = []
 
-    def _add(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if torch.is_grad_enabled() and not _in_backward():
+    def _add(self, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not in_backward():
             self._means.append(output.mean(dtype=torch.promote_types(output.dtype, torch.float32)))
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
     """Whether this is a forward that activation checkpointing does again, in backward.
 
     torch has no public way to ask; without its private one such a forward is counted twice.

@@ -1,0 +1,723 @@
+"""The whole way from λ-GELU to a ReLU network, beside a training loop: calibrate, harden, swap, recover."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _C
+from .hardening import HardnessScheduler
+from .modules import LambdaGELU
+from .pacing import AllowedLoss, Remaining, Settled
+from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
+from .report import SubstitutionReport
+from .shadow import BestSubstituted, ShadowScore, as_number, cuda_devices, shadow_evaluate, site_ser
+from .sites import find_sites, find_slots, refuse_compiled, refuse_synchronized, unwrapped
+from .statistics import Statistics, observe
+from .substitution import to_relu_
+from .targets import HardnessCapWarning, suggest_targets
+
+Evaluate = Callable[[nn.Module], "float | Tensor"]
+
+
+class Substitution:
+    r"""Calibrates, hardens, swaps and recovers, one :meth:`step` after another of a training.
+
+    ======= ==================================================================================================
+    stage   what happens
+    ======= ==================================================================================================
+    learn   λ is learned. In the last `calibrate` steps the pre-activations are observed, and from them follows
+            the target of every site: the λ at which the swap has a signal-to-error ratio of `tolerance_db`.
+    harden  λ is frozen and raised to the targets, over `harden` of the steps that remain, and kept there until
+            the swap. The targets follow the pre-activations.
+    recover The sites are ReLU now. The same optimizer goes on, without λ.
+    done    after `total_steps`.
+    ======= ==================================================================================================
+
+    The protocol and its defaults are ours; the paper hardens every layer to one λ and swaps.
+
+    Steps are the caller's unit: of the optimizer, or epochs. The swap is made in place, within the :meth:`step` that
+    ends the hardening. A model inside DistributedDataParallel cannot be changed so, and is refused; where ranks share
+    parameters (``fully_shard``), every rank does the same, and what they observed is added up.
+
+    To resume, make everything as at the start, then load in this order, since the first puts model and optimizer into
+    the stage of the checkpoint::
+
+        substitution.load_state_dict(checkpoint["substitution"])
+        model.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+
+    Args:
+        model: with at least one site, wrapped or not; the one that is called.
+        optimizer: one or several, whose λ are dropped at the swap. Default None: nothing is dropped.
+        total_steps: of the whole training, recovery included.
+        start: the onset of hardening, see :class:`HardnessScheduler`: a fraction of `total_steps`, a step, or
+            :class:`Settled`, which :meth:`validate` reports to. Default 0.25.
+        harden: the share of the steps after the onset, within (0, 1], in which λ rises. Default 0.7.
+        recover: what comes after the swap: a fraction of `total_steps`, or a number of steps; 0 for none. Default 0.15.
+        calibrate: how many steps are observed before targets are chosen anew: a fraction of `total_steps`, or a number
+            of steps. Default 0.05.
+        calibration: runs calibration data through the model, ``calibration(model)``, instead of observing the training;
+            without gradient and on random numbers of its own. The bias correction needs it. Default None.
+        tolerance_db, cap, per: see :func:`suggest_targets`. Default 30, 64 and ``"layer"``; ``"channel"`` needs λ per
+            channel at every site.
+        targets: chooses targets in place of :func:`suggest_targets`: ``targets(statistics)`` gives λ by site. Default
+            None.
+        follow: whether the targets follow the pre-activations while λ rises. Default True.
+        schedule, rate: see :class:`HardnessScheduler`. Default ``"geometric"`` and None.
+        correction, max_loss, example_inputs: see :func:`to_relu_`. Default ``"none"``, None and None.
+        evaluate: ``evaluate(model)`` gives the validation metric, for the report and the swap. Default None: the report
+            has the metric of the last :meth:`validate` before the swap, and after it.
+        higher_is_better: of the metric. Needed wherever scores are compared: for `correction`, `max_loss`, `rate` and
+            `keep_best`. Default None.
+        metric_name: for the report. Default ``"metric"``.
+        distillation: a :class:`Distillation`: during recovery the model from before the swap teaches. Default None.
+        activation_l1: the factor of an :class:`ActivationL1` that rises over the recovery. Default None.
+        keep_best: whether :meth:`validate` keeps the checkpoint that is best as a ReLU network, in :attr:`best`, in
+            memory or, where it is a path, in that file. Default False.
+
+    Attributes:
+        best: a :class:`BestSubstituted`, or None.
+
+    Raises:
+        ValueError, TypeError: naming the argument, for a model without a site or one that cannot be changed in place,
+            and for an optimizer of another model; nothing is changed. Later, from :meth:`step`, when targets are due:
+            for no calibration data, a site that was never executed, activations that are NaN; nothing is changed.
+
+    Example::
+
+        >>> substitution = lambda_gelu.Substitution(model, optimizer, total_steps=len(loader) * epochs)
+        >>> for epoch in range(epochs):
+        ...     for x, y in loader:
+        ...         optimizer.zero_grad()
+        ...         (loss_of(model(x), y) + substitution.extra_loss()).backward()
+        ...         optimizer.step()
+        ...         substitution.step()
+        ...     substitution.validate(accuracy)
+        >>> print(substitution.report())
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
+        *,
+        total_steps: int,
+        start: float | int | Settled = 0.25,
+        harden: float = 0.7,
+        recover: float | int = 0.15,
+        calibrate: float | int = 0.05,
+        calibration: Callable[[nn.Module], Any] | None = None,
+        tolerance_db: float = 30.0,
+        cap: float = 64.0,
+        per: str = "layer",
+        targets: Callable[[Statistics], Mapping[str, Any]] | None = None,
+        follow: bool = True,
+        schedule: str = "geometric",
+        rate: AllowedLoss | None = None,
+        correction: str = "none",
+        max_loss: float | None = None,
+        example_inputs: Any = None,
+        evaluate: Evaluate | None = None,
+        higher_is_better: bool | None = None,
+        metric_name: str = "metric",
+        distillation: Distillation | None = None,
+        activation_l1: float | None = None,
+        keep_best: bool | str | os.PathLike[str] = False,
+    ) -> None:
+        sites = _changeable_sites(model)
+        self._optimizers = _checked_optimizers(optimizer, model)
+        _check_total(total_steps)
+        recover_steps = _steps_of("recover", recover, total_steps, least=0)
+        calibrate_steps = _steps_of("calibrate", calibrate, total_steps, least=1)
+        _check_options(sites, tolerance_db=tolerance_db, cap=cap, per=per, harden=harden, correction=correction)
+        _check_recovery(recover_steps, distillation, activation_l1)
+        _check_metric_options(
+            deciding={"correction": correction != "none", "max_loss": max_loss is not None},
+            comparing={"rate": rate is not None, "keep_best": bool(keep_best)},
+            evaluate=evaluate,
+            higher_is_better=higher_is_better,
+        )
+        if correction != "none" and calibration is None:
+            raise ValueError("correction='bias' needs calibration, which runs calibration data through the model")
+        onset, swap_step = _latest_onset(start, total_steps), total_steps - recover_steps
+        hardened = onset + _C.HardeningWindow(total_steps - onset, 0.0, harden).last_step
+        if hardened > swap_step:
+            raise ValueError(
+                f"harden={harden:g} has λ at its target at step {hardened}, after the swap at step {swap_step}: lower "
+                "harden, recover or start"
+            )
+        if onset == 0 and calibration is None:
+            raise ValueError("start leaves no step to observe before hardening: give calibration")
+        self._model, self._total_steps, self._swap_step = model, total_steps, swap_step
+        self._latest_onset, self._calibrate_steps = onset, calibrate_steps
+        self._observe_from = 0 if isinstance(start, Settled) else max(0, onset - calibrate_steps)
+        self._calibration, self._evaluate, self._example_inputs = calibration, evaluate, example_inputs
+        self._suggest, self._tolerance, self._cap, self._per = targets, float(tolerance_db), float(cap), per
+        self._follow, self._correction, self._max_loss = bool(follow), correction, max_loss
+        self._higher_is_better, self._metric_name = higher_is_better, metric_name
+        self._distillation, self._activation_l1 = distillation, activation_l1
+        self._uses_reports = isinstance(start, Settled) or rate is not None
+        self.best: BestSubstituted | None = None
+        if keep_best:
+            self.best = BestSubstituted(
+                model,
+                higher_is_better=bool(higher_is_better),
+                tolerance_db=tolerance_db,
+                path=None if keep_best is True else keep_best,
+            )
+        first = self._suggested(self._calibrated()) if onset == 0 else None
+        self._scheduler = HardnessScheduler(
+            model, total_steps, start=start, end=Remaining(harden), schedule=schedule, rate=rate
+        )
+        if first is not None:
+            self._adopt(*first)
+        self._plan: dict[str, Any] = {
+            "sites": {name: site.num_parameters for name, site in sites.items()},
+            "total_steps": total_steps,
+            "start": asdict(start) if isinstance(start, Settled) else start,
+            "harden": harden,
+            "swap_step": swap_step,
+            "calibrate_steps": calibrate_steps,
+            "calibration": calibration is not None,
+            "tolerance_db": self._tolerance,
+            "cap": self._cap,
+            "per": per,
+            "follow": self._follow,
+            "schedule": schedule,
+            "rate": None if rate is None else asdict(rate),
+            "correction": correction,
+            "max_loss": max_loss,
+            "higher_is_better": higher_is_better,
+            "distillation": None if distillation is None else [distillation.weight, distillation.temperature],
+            "activation_l1": activation_l1,
+            "keep_best": bool(keep_best),
+        }
+        self._step = 0
+        self._scores: dict[str, float] = {}  # of the last validation before the swap, as stages of the report
+        self._observation = ExitStack()
+        self._present: Statistics | None = None  # what is being observed
+        self._last: Statistics | None = None  # the last whole window of it
+        self._report: SubstitutionReport | None = None
+        self._teacher: Teacher | None = None
+        self._penalty: ActivationL1 | None = None
+        self._hooks = ExitStack()
+        self._last_call: tuple[tuple[Any, ...], dict[str, Any], Any] | None = None
+        self._observe_if_due()
+
+    @property
+    def stage(self) -> str:
+        """``"learn"``, ``"harden"``, ``"recover"`` or ``"done"``."""
+        if self._step >= self._total_steps:
+            return "done"
+        if self._report is not None:
+            return "recover"
+        return "learn" if self._scheduler.phase == "learn" else "harden"
+
+    @property
+    def swap_step(self) -> int:
+        """The sites become ReLU at the end of this step."""
+        return self._swap_step
+
+    @property
+    def scheduler(self) -> HardnessScheduler:
+        """What hardens. After the swap it stands still."""
+        return self._scheduler
+
+    @property
+    def statistics(self) -> Statistics | None:
+        """Of the pre-activations, lately observed; None where nothing was, and where `calibration` is given."""
+        return None if self._present is None and self._last is None else self._recent()
+
+    def step(self) -> None:
+        """To be called after every step of the training. After the last one it does nothing.
+
+        Raises:
+            ValueError: where targets are due and there is no calibration data, a site that was never executed, or
+                activations that were NaN. Nothing is changed, and the step is not counted.
+        """
+        if self._step >= self._total_steps:
+            return
+        if self._report is None:
+            self._step_before_swap()
+        else:
+            self._step += 1
+            self._last_call = None
+            if self._penalty is not None:
+                self._penalty.step()
+        if self._step == self._total_steps:
+            self._hooks.close()
+            if self._report is not None and self._evaluate is not None and self._swap_step < self._total_steps:
+                self._report = self._report.with_metrics(recovered=self._score(self._evaluate))
+
+    def validate(self, evaluate: Evaluate | None = None) -> ShadowScore:
+        """Scores the model as it stands and as if substituted, and takes note: for the report, the onset, the best.
+
+        What is evaluated does not count for the targets. Every module is in training or evaluation mode afterwards as
+        it was before.
+
+        Args:
+            evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
+
+        Returns:
+            ShadowScore: after the swap with the same score twice.
+
+        Raises:
+            ValueError: where there is no `evaluate`; for a score that is not finite where `start` or `rate` depends on
+                it; and as :meth:`step`. Nothing is changed.
+        """
+        evaluate = self._evaluate if evaluate is None else evaluate
+        if evaluate is None:
+            raise ValueError("evaluate must be given here or to the constructor")
+        if self._report is not None:
+            value = self._score(evaluate)
+            score = ShadowScore(value, value)
+            if self._evaluate is None or evaluate is self._evaluate:
+                self._report = self._report.with_metrics(recovered=value)
+        else:
+            with self._unobserved(), _same_modes(self._model):
+                score = shadow_evaluate(self._model, evaluate, statistics=self.best is not None)
+            self._report_metric(score.as_is)
+            self._scores = {"before": score.as_is, "swapped": score.as_relu}
+        if self.best is not None:
+            self.best.update(score, step=self._step)
+        return score
+
+    def extra_loss(self) -> Tensor:
+        """What recovery adds to the loss of a forward: distillation and the penalty on activations; 0 otherwise.
+
+        To be added once after every forward of the model.
+
+        Raises:
+            RuntimeError: in recovery, where the model was not called with gradient since the last time.
+        """
+        losses = []
+        if self._teacher is not None and self._distillation is not None and self.stage == "recover":
+            if self._last_call is None:
+                raise RuntimeError(
+                    "no forward with gradient since the last extra_loss(): ask for it once after every forward of the "
+                    "model that Substitution was given"
+                )
+            (args, kwargs, output), self._last_call = self._last_call, None
+            student = self._distillation.logits_of(output)
+            teacher = self._distillation.logits_of(self._teacher(*args, **kwargs))
+            divergence = distillation_loss(student, teacher, self._distillation.temperature)
+            losses.append(self._distillation.weight * divergence)
+        if self._penalty is not None and self.stage == "recover":
+            losses.append(self._penalty.loss())
+        if losses:
+            return torch.stack([loss.to(losses[0]) for loss in losses]).sum()
+        return torch.zeros((), device=next(self._model.parameters()).device)
+
+    def report(self) -> SubstitutionReport:
+        """What the swap did, with the metric at every stage at which it is known.
+
+        Raises:
+            RuntimeError: before the swap.
+        """
+        if self._report is None:
+            raise RuntimeError(f"nothing is swapped yet: the swap is at step {self._swap_step}, this is {self._step}")
+        return self._report
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the states of model and optimizers: plain data and tensors, for ``torch.save``.
+
+        In a recovery with distillation that includes the weights of the teacher.
+        """
+        return {
+            "plan": copy.deepcopy(self._plan),
+            "step": self._step,
+            "stage": self.stage,
+            "scheduler": self._scheduler.state_dict(),
+            "present": None if self._present is None else self._present.state_dict(),
+            "last": None if self._last is None else self._last.state_dict(),
+            "scores": dict(self._scores),
+            "report": None if self._report is None else self._report.to_dict(),
+            "teacher": None if self._teacher is None else self._teacher.state_dict(),
+            "penalty": None if self._penalty is None else self._penalty.state_dict(),
+            "best": None if self.best is None else self.best.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Puts the protocol, and with it model and optimizers, into the stage of a checkpoint.
+
+        To be loaded before the states of model and optimizers, which fit only then. The weights come with theirs: here
+        λ is set while it is frozen, and after the swap the sites become ReLU and λ leaves the optimizers.
+
+        Raises:
+            ValueError: for what is no state of this class, of another plan or model, or of a stage before the swap
+                where the model is a ReLU network already; nothing is changed.
+        """
+        report = self._checked_report(state_dict)
+        present, last = (_statistics_of(state_dict[key]) for key in ("present", "last"))
+        teacher = self._loaded_teacher(state_dict["teacher"], is_swapped=report is not None)
+        if self.best is not None:
+            copy.copy(self.best).load_state_dict(state_dict["best"])  # what it refuses, it refuses on a copy
+        if report is None:
+            self._scheduler.load_state_dict(state_dict["scheduler"])
+        elif self._report is None:
+            self._replace(list(report.substituted), teacher)
+        else:
+            self._teacher = teacher
+        self._stop_observing()
+        self._step, self._scores, self._report = state_dict["step"], dict(state_dict["scores"]), report
+        self._last, self._last_call = last, None
+        if self._penalty is not None:
+            self._penalty.load_state_dict(state_dict["penalty"])
+        if self.best is not None:
+            self.best.load_state_dict(state_dict["best"])
+        if self._step >= self._total_steps:
+            self._hooks.close()
+        self._observe_if_due()
+        if self._present is not None and present is not None:
+            self._present.load_state_dict(present.state_dict())
+
+    def _checked_report(self, state_dict: Mapping[str, Any]) -> SubstitutionReport | None:
+        """The report in a state that fits this protocol, None in one from before the swap."""
+        missing = [key for key in self.state_dict() if key not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict lacks {', '.join(missing)}")
+        for key, mine in self._plan.items():
+            theirs = state_dict["plan"].get(key)
+            if theirs != mine:
+                raise ValueError(f"{key} differs: the state has {theirs!r}, this protocol {mine!r}")
+        report = None if state_dict["report"] is None else SubstitutionReport.from_dict(state_dict["report"])
+        if self._report is not None and report is None:
+            raise ValueError(
+                f"the state is of stage {state_dict['stage']!r}, before the swap, but the model is a ReLU network "
+                "already: make it and this protocol anew"
+            )
+        if self._report is not None and report is not None and report.substituted != self._report.substituted:
+            raise ValueError(
+                f"the state has ReLU at {list(report.substituted)}, the model at {list(self._report.substituted)}"
+            )
+        return report
+
+    def _loaded_teacher(self, state: Mapping[str, Any] | None, *, is_swapped: bool) -> Teacher | None:
+        if state is None or not is_swapped:
+            return None
+        teacher = Teacher(self._model) if self._teacher is None else copy.deepcopy(self._teacher)
+        try:
+            teacher.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the teacher of the state is of another model: {error}") from error
+        return teacher
+
+    # --- before the swap ---------------------------------------------------------------------------------------------
+
+    def _step_before_swap(self) -> None:
+        step, scheduler = self._step + 1, self._scheduler
+        is_whole = step > self._observe_from and (step - self._observe_from) % self._calibrate_steps == 0
+        onset = self._latest_onset if scheduler.onset_step is None else scheduler.onset_step
+        follows = self._follow and is_whole and scheduler.phase != "learn"
+        due = self._suggested(self._for_targets(is_whole)) if step == onset or follows else None
+        before = scheduler.state_dict()
+        try:
+            if due is not None:
+                scheduler.set_targets(due[0])
+            scheduler.step()
+            if step == self._swap_step:
+                self._swap(is_whole)
+        except BaseException:
+            scheduler.load_state_dict(before)
+            raise
+        self._step = step
+        if due is not None and self.best is not None:
+            self.best.set_tolerance(due[1])
+        if self._report is None:
+            if is_whole and self._present is not None:
+                self._last = self._present.snapshot()
+                self._present.reset()
+            self._observe_if_due()
+
+    def _report_metric(self, metric: float) -> None:
+        """Tells the scheduler, which may begin to harden here and now."""
+        scheduler = self._scheduler
+        if not self._uses_reports:
+            return
+        undecided = scheduler.onset_step is None
+        before = scheduler.state_dict()
+        scheduler.report(-metric if self._higher_is_better else metric)
+        if not undecided or scheduler.phase == "learn":
+            return
+        try:
+            self._adopt(*self._suggested(self._for_targets(False)))
+        except BaseException:
+            for site in find_sites(self._model).values():
+                site.unfreeze_hardness()  # to the last bit: λ has not moved yet
+            scheduler.load_state_dict(before)
+            raise
+
+    def _adopt(self, targets: Mapping[str, Any], required: Mapping[str, float]) -> None:
+        self._scheduler.set_targets(targets)
+        if self.best is not None:
+            self.best.set_tolerance(required)
+
+    def _suggested(self, statistics: Statistics) -> tuple[Mapping[str, Any], dict[str, float]]:
+        """Targets, and the SER that each site is to reach with them."""
+        statistics = _over_ranks(statistics)
+        statistics.require_complete("targets")
+        if self._suggest is not None:
+            targets = self._suggest(statistics)
+        else:
+            with warnings.catch_warnings():
+                if self._is_hardening():  # the cap was warned of at the onset
+                    warnings.simplefilter("ignore", HardnessCapWarning)
+                targets = suggest_targets(statistics, self._tolerance, cap=self._cap, per=self._per)
+        sites = find_sites(self._model)
+        required = {name: min(self._tolerance, site_ser(statistics[name], targets[name])) for name in sites}
+        return targets, required
+
+    def _is_hardening(self) -> bool:
+        return hasattr(self, "_step") and self._step > 0 and self._scheduler.phase != "learn"
+
+    # --- what is observed --------------------------------------------------------------------------------------------
+
+    def _observe_if_due(self) -> None:
+        if (
+            self._present is None
+            and self._calibration is None
+            and self._report is None
+            and self._step >= self._observe_from
+        ):
+            self._present = self._observation.enter_context(observe(self._model, per=self._per))
+
+    def _stop_observing(self) -> None:
+        self._observation.close()
+        self._present = None
+
+    @contextmanager
+    def _unobserved(self) -> Iterator[None]:
+        """What runs within does not count. Not resumed where there is no site any more."""
+        present = self._present
+        if present is None:
+            yield
+            return
+        counted = present.state_dict()
+        self._stop_observing()
+        try:
+            yield
+        finally:
+            if any(isinstance(module, LambdaGELU) for module in self._model.modules()):
+                self._present = self._observation.enter_context(observe(self._model, per=self._per))
+                self._present.load_state_dict(counted)
+
+    def _recent(self) -> Statistics:
+        """At least one whole window, where there was one."""
+        present = None if self._present is None else self._present.snapshot()
+        if present is None or (self._last is not None and len(present.never_executed) == len(present)):
+            assert self._last is not None
+            return self._last
+        return present if self._last is None else self._last.snapshot().merge(present)
+
+    def _for_targets(self, is_whole: bool) -> Statistics:
+        if self._calibration is not None:
+            return self._calibrated()
+        assert self._present is not None
+        return self._present.snapshot() if is_whole else self._recent()
+
+    def _calibrated(self) -> Statistics:
+        assert self._calibration is not None
+        with self._aside(), torch.no_grad(), observe(self._model, per=self._per) as statistics:
+            self._calibration(self._model)
+        return statistics
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What runs within leaves the modes of the modules and torch's random numbers as they were."""
+        with torch.random.fork_rng(devices=cuda_devices(self._model)), _same_modes(self._model):
+            yield
+
+    def _score(self, evaluate: Evaluate) -> float:
+        with self._aside():
+            return as_number(evaluate(self._model))
+
+    # --- the swap ----------------------------------------------------------------------------------------------------
+
+    def _swap(self, is_whole: bool) -> None:
+        statistics = _over_ranks(self._for_targets(is_whole))
+        with self._unobserved():
+            teacher = None if self._distillation is None else Teacher(self._model)
+            raw = _raw_hardness(self._model)
+            with self._aside():
+                report = self._to_relu(statistics)
+        self._stop_observing()
+        self._begin_recovery(raw, list(report.substituted), teacher)
+        self._report = report
+
+    def _to_relu(self, statistics: Statistics) -> SubstitutionReport:
+        options: dict[str, Any] = {}
+        metrics = dict(self._scores)
+        if self._evaluate is not None:
+            metrics = {"before": as_number(self._evaluate(self._model))}
+        report = to_relu_(self._model, **options)
+        if self._evaluate is not None:
+            metrics["swapped"] = as_number(self._evaluate(self._model))
+        return SubstitutionReport(report.sites, self._metric_name, self._higher_is_better, metrics)
+
+    def _replace(self, names: list[str], teacher: Teacher | None) -> None:
+        """The swap of a checkpoint, in a model that has not had it."""
+        raw = _raw_hardness(self._model)
+        self._stop_observing()
+        to_relu_(self._model)
+        self._begin_recovery(raw, names, teacher)
+
+    def _begin_recovery(self, raw: Mapping[str, Tensor], names: list[str], teacher: Teacher | None) -> None:
+        for optimizer in self._optimizers:
+            drop_parameters_(optimizer, [raw[name] for name in names])
+        self._teacher = teacher
+        if teacher is not None:
+            # A closure, since copy.deepcopy of the model would copy what a method is bound to.
+            handle = self._model.register_forward_hook(
+                lambda module, args, kwargs, output: self._note_call(args, kwargs, output), with_kwargs=True
+            )
+            self._hooks.callback(handle.remove)
+        steps = self._total_steps - self._swap_step
+        if self._activation_l1 is not None and names:
+            self._penalty = ActivationL1(self._model, self._activation_l1, steps, sites=names)
+            self._hooks.callback(self._penalty.remove)
+
+    def _note_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if torch.is_grad_enabled() and not in_backward():
+            self._last_call = (args, kwargs, output)
+
+
+def _raw_hardness(model: nn.Module) -> dict[str, Tensor]:
+    return {name: site.raw_hardness for name, site in find_sites(model).items()}
+
+
+def _over_ranks(statistics: Statistics) -> Statistics:
+    """Summed over the ranks, where there are several."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return statistics
+    return statistics.snapshot().all_reduce()
+
+
+def _statistics_of(state: Mapping[str, Any] | None) -> Statistics | None:
+    if state is None:
+        return None
+    statistics = Statistics({})
+    statistics.load_state_dict(state)
+    return statistics
+
+
+@contextmanager
+def _same_modes(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def _changeable_sites(model: nn.Module) -> dict[str, LambdaGELU]:
+    sites = find_sites(model)
+    if isinstance(unwrapped(model), LambdaGELU):
+        raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place")
+    slots = find_slots(model, LambdaGELU)
+    refuse_compiled(slots)
+    refuse_synchronized(model, slots, "the swap comes in the middle of the training, and the wrapper would not see it")
+    return sites
+
+
+def _checked_optimizers(optimizer: Any, model: nn.Module) -> list[Any]:
+    if optimizer is None:
+        return []
+    optimizers = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    parameters = set(model.parameters())
+    for each in optimizers:
+        if not any(parameter in parameters for group in each.param_groups for parameter in group["params"]):
+            raise ValueError(f"optimizer has no parameter of {type(model).__name__}: it was made for another model")
+    return optimizers
+
+
+def _check_total(total_steps: int) -> None:
+    if isinstance(total_steps, bool) or not isinstance(total_steps, int):
+        raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+
+
+def _steps_of(name: str, value: float | int, total_steps: int, *, least: int) -> int:
+    """Of a fraction of the training, or a number of steps."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a fraction (float) or a number of steps (int), got {type(value).__name__}")
+    if isinstance(value, float):
+        if not 0 <= value < 1 or (value == 0 and least > 0):
+            raise ValueError(f"{name} as a fraction must be from 0 to below 1, got {value}")
+        value = _C.HardeningWindow(total_steps, 0.0, value).last_step if value > 0 else 0
+    if not least <= value < total_steps:
+        raise ValueError(f"{name} must be from {least} to {total_steps - 1} steps, got {value}")
+    return value
+
+
+def _latest_onset(start: float | int | Settled, total_steps: int) -> int:
+    name, value = ("latest", start.latest) if isinstance(start, Settled) else ("start", start)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a fraction (float) or a step (int), got {type(value).__name__}")
+    if isinstance(value, float):
+        return _C.HardeningWindow(total_steps, value, 1.0).first_step
+    if not 0 <= value < total_steps:
+        raise ValueError(f"{name} as a step must be from 0 to {total_steps - 1}, got {value}")
+    return value
+
+
+def _check_options(
+    sites: Mapping[str, LambdaGELU], *, tolerance_db: float, cap: float, per: str, harden: float, correction: str
+) -> None:
+    for name, value in (("tolerance_db", tolerance_db), ("cap", cap), ("harden", harden)):
+        _check_positive(name, value)
+    if harden > 1:
+        raise ValueError(f"harden must be above 0 and at most 1, got {harden}")
+    if correction not in ("none", "bias"):
+        raise ValueError(f"correction must be 'none' or 'bias', got {correction!r}")
+    if per not in ("layer", "channel"):
+        raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+    single = [name for name, site in sites.items() if site.num_parameters == 1]
+    if per == "channel" and single:
+        raise ValueError(f"per='channel' needs λ per channel at every site, and there is one λ at {', '.join(single)}")
+
+
+def _check_recovery(steps: int, distillation: Distillation | None, activation_l1: float | None) -> None:
+    if distillation is not None and not isinstance(distillation, Distillation):
+        raise TypeError(f"distillation must be a Distillation, got {type(distillation).__name__}")
+    if activation_l1 is not None:
+        _check_positive("activation_l1", activation_l1)
+    if steps == 0 and (distillation is not None or activation_l1 is not None):
+        raise ValueError("distillation and activation_l1 need a recovery, but recover is 0")
+
+
+def _check_metric_options(
+    *, deciding: Mapping[str, bool], comparing: Mapping[str, bool], evaluate: Any, higher_is_better: bool | None
+) -> None:
+    if higher_is_better is not None and not isinstance(higher_is_better, bool):
+        raise TypeError(f"higher_is_better must be a bool or None, got {type(higher_is_better).__name__}")
+    decides = [name for name, asked in deciding.items() if asked]
+    if decides and evaluate is None:
+        raise ValueError(f"{' and '.join(decides)} need evaluate: the metric decides")
+    compares = decides + [name for name, asked in comparing.items() if asked]
+    if compares and higher_is_better is None:
+        raise ValueError(f"higher_is_better must be given: {' and '.join(compares)} compare scores")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be finite and positive, got {value}")
