@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lambda_gelu
-from lambda_gelu import LambdaGELU, find_sites, to_relu_
+from lambda_gelu import AllowedLoss, LambdaGELU, Remaining, Settled, find_sites, to_relu_
 
 lightning = pytest.importorskip("lightning")
 from lambda_gelu.integrations.lightning import HardnessCallback  # noqa: E402
@@ -180,6 +180,45 @@ def test_a_resumed_fit_equals_an_unbroken_one(pl, tmp_path, interval, validate):
         assert callback.scheduler.state_dict() == schedule.scheduler.state_dict()
         for ours, theirs in zip(resumed.parameters(), unbroken.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_validations_decide_when_hardening_starts_and_a_resumed_fit_decides_the_same(pl, tmp_path, interval):
+    plan = {
+        "interval": interval,
+        "start": Settled(patience=1, hardness_tolerance=1.0, metric_tolerance=10.0, latest=0.75),
+        "end": Remaining(0.8),
+        "rate": AllowedLoss(10.0, waiting=0.3),
+        "target": {"net.1": 20.0, "net.3": [10.0 + channel for channel in range(8)]},
+        "metric": "score",
+    }
+
+    def run(ckpt_path=None):
+        module, callback = make_module(pl), HardnessCallback(**plan)
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / interval, filename="{epoch}", save_top_k=-1)
+        trainer = make_trainer(
+            pl, tmp_path, callback, callbacks=[callback, checkpoint], max_epochs=6, enable_checkpointing=True
+        )
+        trainer.fit(module, data(), data(), ckpt_path=ckpt_path)
+        trainer.validate(module, data(), verbose=False)  # of which the schedule takes no notice
+        return find_sites(module), callback.scheduler
+
+    sites, scheduler = run()
+    # The second validation finds it settled: after 16 steps, or, before the step of its own epoch, after 1.
+    assert scheduler.onset_step == (16 if interval == "step" else 1) and scheduler.phase == "done"
+    assert sites["net.3"].hardness.tolist() == plan["target"]["net.3"]
+    for epoch in (0, 2):
+        resumed, resumed_scheduler = run(str(tmp_path / interval / f"epoch={epoch}.ckpt"))
+        assert resumed_scheduler.state_dict() == scheduler.state_dict()
+        assert all(torch.equal(resumed[name].hardness, sites[name].hardness) for name in sites)
+
+
+def test_a_metric_that_is_missing_is_refused(pl, tmp_path):
+    with pytest.raises(ValueError, match="Settled and AllowedLoss follow a metric of the validation: name it"):
+        HardnessCallback(start=Settled())
+    trainer = make_trainer(pl, tmp_path, HardnessCallback(start=Settled(), metric="val_loss"))
+    with pytest.raises(ValueError, match=r"metric 'val_loss' was not logged, only .*'score'"):
+        trainer.fit(make_module(pl), data(), data())
 
 
 def test_what_cannot_be_scheduled_or_resumed_is_refused(pl, tmp_path):

@@ -10,7 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import lambda_gelu
-from lambda_gelu import HardnessScheduler, LambdaGELU, convert_, find_sites, relu_substituted, to_relu_
+from lambda_gelu import (
+    AllowedLoss,
+    HardnessScheduler,
+    LambdaGELU,
+    Remaining,
+    Settled,
+    convert_,
+    find_sites,
+    relu_substituted,
+    to_relu_,
+)
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -432,6 +442,42 @@ def test_a_resumed_training_equals_an_unbroken_one(unbroken, tmp_path, stop, res
     assert lambdas_of(resumed.model) == lambdas_of(unbroken.model)
     for ours, theirs in zip(resumed.model.parameters(), unbroken.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+RULES = {
+    "start": Settled(patience=1, hardness_tolerance=1.0, metric_tolerance=1.0, latest=5),
+    "end": Remaining(0.8),
+    "rate": AllowedLoss(10.0, waiting=0.3),
+    "target": {"transformer.h.0.mlp.act": torch.tensor([3.0]), "transformer.h.1.mlp.act": 6.0},
+    "metric": "eval_loss",
+}
+
+
+def test_evaluations_decide_when_hardening_starts_and_a_resumed_training_decides_the_same(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(tmp_path / "whole", callbacks=[HardnessCallback(**RULES)], **options)
+    whole.train()
+    state = schedule_of(whole)
+    assert state["onset"] == 2 and state["pace"]["reference"] is not None
+    assert [site.hardness.item() for site in find_sites(whole.model).values()] == [3.0, 6.0]
+    for stop, restore in ((1, False), (4, True)):
+        callbacks = [HardnessCallback(**RULES)]
+        resumed = make_trainer(
+            tmp_path / f"{stop}", callbacks=callbacks, restore_callback_states_from_checkpoint=restore, **options
+        )
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+        assert schedule_of(resumed) == state
+        assert lambdas_of(resumed.model) == lambdas_of(whole.model)
+
+
+def test_a_rule_needs_the_name_of_a_metric_that_the_evaluation_has(tmp_path):
+    for rules in ({"start": Settled()}, {"rate": AllowedLoss(0.1)}):
+        with pytest.raises(ValueError, match="Settled and AllowedLoss follow a metric of the validation: name it"):
+            HardnessCallback(**rules)
+    trainer = make_trainer(tmp_path, callbacks=[HardnessCallback(start=Settled(), metric="eval_bleu")], max_steps=2)
+    trainer.train()
+    with pytest.warns(UserWarning, match="this evaluation has no 'eval_bleu', only eval_loss"):
+        trainer.evaluate()
 
 
 def test_a_checkpoint_that_no_schedule_wrote_is_refused(tmp_path):

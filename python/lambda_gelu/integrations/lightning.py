@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from .. import HardnessScheduler
+from .. import AllowedLoss, HardnessScheduler, Remaining, Settled
 from ._metrics import hardness_metrics
+from ._plan import checked_plan
 from ._require import require
 
 _pytorch: Any
@@ -31,14 +32,17 @@ class HardnessCallback(_pytorch.Callback):
     Args:
         interval: ``"step"``: after every step of the optimizer, over ``trainer.estimated_stepping_batches``;
             ``"epoch"``: after every epoch, over ``trainer.max_epochs``.
-        start, target, schedule, end: see :class:`lambda_gelu.HardnessScheduler`; sites of a `target` are named from the
-            LightningModule on. With ``Trainer(fast_dev_run=...)`` the few steps harden from the first on.
+        start, target, schedule, end, rate: see :class:`lambda_gelu.HardnessScheduler`; sites of a `target` are named
+            from the LightningModule on. With ``Trainer(fast_dev_run=...)`` the few steps harden from the first on.
+        metric: which logged metric of every validation is reported to the scheduler, as ``"val_loss"``; in several
+            processes log it with ``sync_dist=True``. Needed where `start` or `rate` follows one. Default None.
         log: whether λ goes to the module's log (every ``log_every_n_steps`` steps, or every epoch): ``hardness_min``,
             ``hardness_mean`` and ``hardness_max``, and ``hardness/<site>``, the mean over its channels. Default True.
 
     Raises:
-        ValueError: for another `interval`; when training starts: for what the scheduler refuses, for a run without an
-            end, and for a checkpoint without its state or of another plan.
+        ValueError: for another `interval`, and a rule that follows a metric where none is named; when training starts:
+            for what the scheduler refuses, for a run without an end, and for a checkpoint without its state or of
+            another plan; after a validation: for a metric that was not logged or is not finite.
 
     Example::
 
@@ -49,16 +53,19 @@ class HardnessCallback(_pytorch.Callback):
         self,
         *,
         interval: str = "step",
-        start: float = 0.25,
-        target: float | Mapping[str, float] | None = None,
+        start: float | int | Settled = 0.25,
+        target: float | Mapping[str, Any] | None = None,
         schedule: str = "linear",
-        end: float = 1.0,
+        end: float | Remaining = 1.0,
+        rate: AllowedLoss | None = None,
+        metric: str | None = None,
         log: bool = True,
     ) -> None:
         if interval not in ("step", "epoch"):
             raise ValueError(f"interval must be 'step' or 'epoch', got {interval!r}")
         self._interval = interval
-        self._plan: dict[str, Any] = {"start": start, "target": target, "schedule": schedule, "end": end}
+        self._metric = metric
+        self._plan = checked_plan(metric, start=start, target=target, schedule=schedule, end=end, rate=rate)
         self._log = log
         self._restored: Mapping[str, Any] | None = None
         self._global_step = 0  # of the trainer, when the schedule last moved
@@ -76,7 +83,7 @@ class HardnessCallback(_pytorch.Callback):
         """Makes the scheduler, or continues that of a checkpoint."""
         plan = self._plan
         if trainer.fast_dev_run:  # may be one step, which has no room for two phases
-            plan = {**plan, "start": 0.0, "end": 1.0}
+            plan = {**plan, "start": 0.0, "end": 1.0, "rate": None}
         scheduler = HardnessScheduler(pl_module, self._total_steps(trainer), **plan)
         saved = self._restored or self.state_dict()  # of a checkpoint, or of an earlier fit
         if trainer.global_step > 0:
@@ -111,6 +118,15 @@ class HardnessCallback(_pytorch.Callback):
             self.scheduler.step()
             if self._log:
                 pl_module.log_dict(hardness_metrics(pl_module))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Reports the metric; not that of the sanity check, nor of a validation outside of training."""
+        if self._metric is None or trainer.sanity_checking or self.scheduler is None or trainer.state.fn != "fit":
+            return
+        if self._metric not in trainer.callback_metrics:
+            logged = ", ".join(map(repr, trainer.callback_metrics))
+            raise ValueError(f"metric {self._metric!r} was not logged, only {logged or 'nothing'}")
+        self.scheduler.report(trainer.callback_metrics[self._metric])
 
     def _total_steps(self, trainer: Any) -> int:
         by_steps = self._interval == "step"

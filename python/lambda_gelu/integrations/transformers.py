@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from .. import HardnessScheduler, convert_, find_sites, param_groups
+from .. import AllowedLoss, HardnessScheduler, Remaining, Settled, convert_, find_sites, param_groups
 from ._metrics import hardness_metrics
+from ._plan import as_json, checked_plan
 from ._require import require
 
 _transformers: Any = require("transformers", "transformers")
@@ -54,11 +56,16 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
     Its state lies in the checkpoint's ``trainer_state.json``, and ``train(resume_from_checkpoint=...)`` continues it.
 
     Args:
-        start, target, schedule, end: see :class:`lambda_gelu.HardnessScheduler`.
+        start, target, schedule, end, rate: see :class:`lambda_gelu.HardnessScheduler`.
+        metric: which metric of every evaluation is reported to the scheduler, as ``"eval_loss"``. Needed where `start`
+            or `rate` follows one. Default None.
 
     Raises:
-        ValueError: when training begins: for what the scheduler refuses, and for a checkpoint without its state or of
-            another plan.
+        ValueError: for a rule that follows a metric where none is named; when training begins: for what the scheduler
+            refuses, and for a checkpoint without its state or of another plan; for a metric that is not finite.
+
+    Warns:
+        UserWarning: where an evaluation has no such metric.
 
     Example::
 
@@ -68,20 +75,23 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
     def __init__(
         self,
         *,
-        start: float = 0.25,
-        target: float | Mapping[str, float] | None = None,
+        start: float | int | Settled = 0.25,
+        target: float | Mapping[str, Any] | None = None,
         schedule: str = "linear",
-        end: float = 1.0,
+        end: float | Remaining = 1.0,
+        rate: AllowedLoss | None = None,
+        metric: str | None = None,
     ) -> None:
-        target = dict(target) if isinstance(target, Mapping) else target
-        self._plan: dict[str, Any] = {"start": start, "target": target, "schedule": schedule, "end": end}
+        self._metric = metric
+        self._plan = checked_plan(metric, start=start, target=target, schedule=schedule, end=end, rate=rate)
         self.scheduler: HardnessScheduler | None = None
         self.scheduler_state: dict[str, Any] | None = None  # written by restore_callback_states_from_checkpoint
 
     def state(self) -> dict[str, Any]:
         """For ``trainer_state.json``."""
         scheduler_state = self.scheduler.state_dict() if self.scheduler else None
-        return {"args": dict(self._plan), "attributes": {"scheduler_state": scheduler_state}}
+        args = {**as_json(self._plan), "metric": self._metric}
+        return {"args": args, "attributes": {"scheduler_state": scheduler_state}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         """Makes the scheduler, or continues that of a checkpoint."""
@@ -105,6 +115,15 @@ class HardnessCallback(_callbacks.TrainerCallback, _callbacks.ExportableState):
         """One step of the schedule after each of the optimizer, however many batches that took."""
         assert self.scheduler is not None
         self.scheduler.step()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **kwargs: Any) -> None:
+        """Reports the metric."""
+        if self._metric is None or self.scheduler is None:
+            return
+        if self._metric in metrics:
+            self.scheduler.report(metrics[self._metric])
+        else:  # as of the other data sets, where there are several
+            warnings.warn(f"this evaluation has no {self._metric!r}, only {', '.join(metrics)}", stacklevel=2)
 
 
 class HardnessTrainerMixin:
