@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import lambda_gelu
-from lambda_gelu import HardnessScheduler
+from lambda_gelu import HardnessScheduler, LambdaGELU
+from lambda_gelu.protocol import Substitution
 from lambda_gelu.recovery import Teacher, distillation_loss
 from progress import Bar
 
@@ -172,7 +173,77 @@ def _swapped(task: Task, network: Any) -> dict[str, Any]:
     result = {"before": training.scores(task, network)}
     with lambda_gelu.relu_substituted(network):
         result["swapped"] = training.scores(task, network)
-    return result | {"sites": training.measured(task, network)}
+    sites = training.measured(task, network)
+    with lambda_gelu.observe(network) as statistics:
+        task.calibrate(network)
+    for name, site in sites.items():
+        site["predicted_ser_db"] = statistics[name].ser_db(site["hardness"])
+    return result | {"sites": sites}
+
+
+# --- this library's protocol ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """λ learned, hardened geometrically to per-site targets, swapped, recovered; as many steps as from scratch."""
+
+    tolerance_db: float = 30.0
+    correction: str = "none"
+
+    def __call__(self, run: Run) -> Figures:
+        task = run.task
+        network = task.network("λ-GELU", run.seed)
+        optimizer = task.make_optimizer(network)
+        curve: list[dict[str, Any]] = []
+        figures: Figures = {"tolerance_db": self.tolerance_db, "curve": curve}
+
+        def evaluate(network: nn.Module) -> float:
+            """The loss on the held-out data; at the swap also what the test data says."""
+            if "before" not in figures:
+                figures.update(_swapped(task, network))
+            return task.score(network, "held_out").loss
+
+        substitution = Substitution(
+            network,
+            optimizer,
+            total_steps=task.steps,
+            tolerance_db=self.tolerance_db,
+            correction=self.correction,
+            calibration=task.calibrate if self.correction != "none" else None,
+            example_inputs=next(task.batches(0))[0],
+            evaluate=evaluate,
+            higher_is_better=False,
+            metric_name="held-out loss",
+        )
+
+        def note(done: int) -> None:
+            substitution.step()
+            if done == substitution.swap_step and self.correction != "none":
+                figures["corrected"] = training.scores(task, network)
+            if done % task.score_every == 0:
+                if has_sites(network):
+                    curve.append(_point(task, network, done, substitution.stage))
+                else:
+                    score = training.scores(task, network, "validation")
+                    curve.append({"step": done, "phase": substitution.stage, "as_is": score, "as_relu": score})
+
+        training.train(
+            task,
+            network,
+            optimizer,
+            task.batches(run.seed),
+            steps=range(task.steps),
+            bar=run.bar,
+            extra_loss=lambda x, logits: substitution.extra_loss(),
+            after_step=note,
+        )
+        figures |= {"swap_step": substitution.swap_step, "onset_step": substitution.scheduler.onset_step}
+        return figures | {"recovered": training.scores(task, network), "report": substitution.report().to_dict()}
+
+
+def has_sites(network: nn.Module) -> bool:
+    return any(isinstance(module, LambdaGELU) for module in network.modules())
 
 
 # --- a checkpoint that was never trained for it -----------------------------------------------------------------------
@@ -245,6 +316,8 @@ ARMS: dict[str, Callable[[Run], Figures]] = {
     "paper": paper,
     "gelu-continued": lambda run: _continued(run, "GELU", CONTINUED),
     "relu-continued": lambda run: _continued(run, "ReLU", CONTINUED),
+    "protocol": Protocol(),
+    "protocol-40": Protocol(tolerance_db=40.0),
     "recovered": Recovery(),
     "recovered-distilled": Recovery(distillation=1.0),
     "recovered-raised": Recovery(rate=RAISED),
