@@ -25,7 +25,8 @@ class Histogram:
 
     The error of the swap, ReLU(x) − f(x; λ) = |x| Φ(−λ|x|), depends on |x| only, so counts over bins of |x| (four per
     octave) answer for every λ. Nothing about the shape of the distribution is assumed; within a bin it is taken to be
-    uniform, which leaves the SER of smooth distributions within 0.02 dB.
+    uniform, which leaves the SER of smooth distributions within 0.02 dB. The error comes from |x| < 3/λ: where only a
+    few activations lie there, it depends on where exactly, which a histogram does not know.
 
     `hardness` (λ) in the methods is a float, or a sequence or tensor with one value or one per channel. With several
     channels the answer is about all their activations together, as the site has them.
@@ -92,8 +93,10 @@ class Histogram:
     @property
     def channels(self) -> tuple[Histogram, ...]:
         """One histogram for every channel."""
-        rows = zip(self.counts.split(1), self.moments.split(1), strict=True)
-        return tuple(Histogram(counts, moments, name=self._channel_name(i)) for i, (counts, moments) in enumerate(rows))
+        return tuple(
+            Histogram(self.counts[i : i + 1], self.moments[i : i + 1], name=self._channel_name(i))
+            for i in range(self.num_channels)
+        )
 
     @property
     def count(self) -> int:

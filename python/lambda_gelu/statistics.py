@@ -238,6 +238,7 @@ class Statistics(Mapping[str, Histogram]):
         if set(other) != set(self):
             differing = [name for name in (*self, *other) if (name in self) != (name in other)]
             raise ValueError(f"these are the statistics of another model: only one of them has {', '.join(differing)}")
+        self._check_num_hardness(other._num_hardness, "the other")
         for name, histogram in self.items():
             ours, theirs = _layout(histogram), _layout(other[name])
             if self.per != other.per or (ours != theirs and ours[0] and theirs[0]) or ours[1] != theirs[1]:
@@ -245,7 +246,6 @@ class Statistics(Mapping[str, Histogram]):
                     f"{name} has {_described(ours)} (per {self.per}), and {_described(theirs)} (per {other.per}) "
                     "in the other statistics"
                 )
-        self._check_num_hardness(other._num_hardness, "the other")
 
     def _check_num_hardness(self, others: Mapping[str, int], whose: str) -> None:
         for name, count in self._num_hardness.items():
