@@ -17,6 +17,7 @@ _check_torch_version(_build_info.torch_version, _torch.__version__)
 from . import _C, relu_gap, rules  # noqa: E402, F401
 from .compiler import compile_mode, set_compile_mode  # noqa: E402
 from .conversion import ConversionReport, convert_  # noqa: E402
+from .folding import FoldingReport, fold_hardness_  # noqa: E402
 from .functional import (  # noqa: E402
     gradient_reuse_count,
     gradient_reuse_enabled,
@@ -38,6 +39,7 @@ from .shadow import BestCheckpoint, BestSubstituted, ShadowScore, shadow_evaluat
 from .sites import find_sites  # noqa: E402
 from .statistics import Statistics, observe  # noqa: E402
 from .substitution import relu_substituted, to_relu_  # noqa: E402
+from .successors import NoSuccessor, Successor, find_successors  # noqa: E402
 from .targets import (  # noqa: E402
     HardnessCapWarning,
     SiteWeight,
@@ -53,12 +55,14 @@ __all__ = [
     "BestSubstituted",
     "ConversionReport",
     "Distillation",
+    "FoldingReport",
     "HardnessCapWarning",
     "HardnessScheduler",
     "Histogram",
     "InspectedSite",
     "InspectionReport",
     "LambdaGELU",
+    "NoSuccessor",
     "Remaining",
     "Settled",
     "ShadowScore",
@@ -67,6 +71,7 @@ __all__ = [
     "SubstitutedSite",
     "Substitution",
     "SubstitutionReport",
+    "Successor",
     "Teacher",
     "budget_targets",
     "build_info",
@@ -75,6 +80,8 @@ __all__ = [
     "convert_",
     "distillation_loss",
     "find_sites",
+    "find_successors",
+    "fold_hardness_",
     "gradient_reuse_count",
     "gradient_reuse_enabled",
     "init_hardness_",

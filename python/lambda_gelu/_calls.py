@@ -71,17 +71,25 @@ def record_calls(model: nn.Module, modules: Iterable[nn.Module], example_inputs:
 
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
     try:
-        with _evaluating(model), uncompiled(), torch.no_grad():
-            if isinstance(example_inputs, Mapping):
-                model(**example_inputs)
-            elif isinstance(example_inputs, (tuple, list)):
-                model(*example_inputs)
-            else:
-                model(example_inputs)
+        run_once(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def run_once(model: nn.Module, example_inputs: Any) -> Any:
+    """What the model returns, called in eval mode and without gradients; compiles nothing and leaves the modes alone.
+
+    Args:
+        example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+    """
+    with evaluating(model), uncompiled(), torch.no_grad():
+        if isinstance(example_inputs, Mapping):
+            return model(**example_inputs)
+        if isinstance(example_inputs, (tuple, list)):
+            return model(*example_inputs)
+        return model(example_inputs)
 
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -206,7 +214,8 @@ def _innermost_module(frame: FrameType | None, among: Collection[nn.Module] | No
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode within the context; each module is back in its own afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

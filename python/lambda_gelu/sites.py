@@ -73,6 +73,26 @@ def find_sites(model: nn.Module) -> dict[str, LambdaGELU]:
     return sites
 
 
+def replaceable_sites(model: nn.Module, instead: str, advice: str) -> dict[str, list[Slot[LambdaGELU]]]:
+    """The sites of a model by name, each with every place that holds it and in which another module may be put.
+
+    Args:
+        instead: what to write where `model` itself is a site, as ``nn.ReLU()``.
+        advice: what to do where the model is in DistributedDataParallel.
+
+    Raises:
+        ValueError: for a model without a site, where `model` itself is one, where torch.compile wraps a site by itself,
+            and for a model inside DistributedDataParallel.
+    """
+    sites = find_sites(model)
+    if isinstance(unwrapped(model), LambdaGELU):
+        raise ValueError(f"the model itself is a LambdaGELU and cannot be replaced in place: write {instead} instead")
+    slots = find_slots(model, LambdaGELU)
+    refuse_compiled(slots)
+    refuse_synchronized(model, slots, advice)
+    return {name: [slot for slot in slots if slot.module is site] for name, site in sites.items()}
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """What is inside DataParallel, DistributedDataParallel and torch.compile, nested in any order."""
     while True:
@@ -134,13 +154,26 @@ def refuse_synchronized(model: nn.Module, slots: Iterable[Slot[M]], advice: str)
 
 def refuse_sharded(model: nn.Module) -> None:
     """Raises ValueError for a model in which new parameters would be learned by each rank alone."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    flattened = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
-    if flattened or any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+    if _is_spread(model):
         raise ValueError(
             "the model is spread over ranks already (fully_shard, FullyShardedDataParallel or parallelize_module), and "
             "each rank would learn a new λ alone: convert first, then spread"
         )
+
+
+def refuse_spread(model: nn.Module, advice: str) -> None:
+    """Raises ValueError for a model whose weights no rank has in full."""
+    if _is_spread(model):
+        raise ValueError(
+            "the model is spread over ranks (fully_shard, FullyShardedDataParallel or parallelize_module), and no rank "
+            f"has its weights in full: {advice}"
+        )
+
+
+def _is_spread(model: nn.Module) -> bool:
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flattened = fsdp is not None and any(isinstance(m, fsdp.FullyShardedDataParallel) for m in model.modules())
+    return flattened or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
 
 def refuse_compiled(slots: Iterable[Slot[M]]) -> None:

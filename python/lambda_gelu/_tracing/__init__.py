@@ -1,0 +1,52 @@
+"""Which layers of a model consume what its layers and sites compute.
+
+Two ways to the same :class:`Dataflow`: ``torch.fx`` traces a model without inputs, for all of them, but sees no shapes
+and ends where the forward asks for values; one run on example inputs, in which every operation is seen, sees shapes and
+the branches that were taken. Both know linear, convolution and norm layers and the sites as wholes, and follow their
+outputs through operations that only move numbers or pool those of one channel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..sites import unwrapped
+from .graph import (
+    Call,
+    Dataflow,
+    DataflowError,
+    Moved,
+    Unknown,
+    Value,
+    channel_positions,
+    channels_along,
+    ends_of,
+)
+from .run import run
+from .symbolic import symbolic_trace
+
+__all__ = [
+    "Call",
+    "Dataflow",
+    "DataflowError",
+    "Moved",
+    "Unknown",
+    "Value",
+    "channel_positions",
+    "channels_along",
+    "ends_of",
+    "trace",
+]
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> Dataflow:
+    """What consumes what: in a run on `example_inputs`, or, without them, as ``torch.fx`` sees it.
+
+    In eval mode; the model is left as it was.
+
+    Raises:
+        DataflowError: where torch.fx cannot trace the model.
+    """
+    return symbolic_trace(unwrapped(model)) if example_inputs is None else run(model, example_inputs)
