@@ -286,7 +286,7 @@ def test_an_evaluation_between_does_not_count(relus):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_what_activation_checkpointing_does_again_is_not_counted_again(relus, reentrant):
-    model, names = relus
+    model, _ = relus
     x = torch.randn(6, 4, requires_grad=True)
     penalty = ActivationL1(model[2:], 1.0, 1, sites=["3"])
     penalty.step()
