@@ -16,6 +16,8 @@ from . import _C
 from .modules import LambdaGELU
 from .pacing import AllowedLoss, Pace, Remaining, Settled, Settling, paced_by_loss, paced_by_step, settled_further
 from .sites import find_sites, reshard, unwrapped, warn_of_separate_hardness
+from .statistics import Statistics
+from .targets import suggest_targets
 
 Target: TypeAlias = float | Sequence[float] | Tensor  # of a site: one λ, or one per channel
 
@@ -203,6 +205,46 @@ class HardnessScheduler:
             changed = [name for name in self._sites if targets[name] != state.targets[name]]
             path.update({name: (tick, self._hardened(state, name)) for name in changed})
         self._commit(replace(state, targets=targets, path=path))
+
+    def follow(
+        self, statistics: Statistics, tolerance_db: float = 30.0, *, cap: float = 64.0, per: str = "layer"
+    ) -> dict[str, float | list[float]]:
+        """Takes :func:`lambda_gelu.suggest_targets` as the targets from now on, as :meth:`set_targets` does.
+
+        Called again with new statistics while λ rises, the targets follow the pre-activations, which training and
+        hardening move. In several processes reduce the statistics first, so that every rank takes the same.
+
+        Args:
+            statistics: of :func:`lambda_gelu.observe`, of this model.
+            tolerance_db, cap: see :func:`lambda_gelu.suggest_targets`. Default 30 and 64 (ours).
+            per: ``"layer"``: one target for every site; ``"channel"``: one for every λ, from statistics per channel; a
+                site with a single λ takes that of the layer. Default ``"layer"``.
+
+        Returns:
+            dict: the targets by site.
+
+        Raises:
+            ValueError, TypeError: as :func:`lambda_gelu.suggest_targets`, and for statistics of another model, naming
+                the sites; nothing is changed.
+
+        Warns:
+            HardnessCapWarning: naming the sites at the cap.
+        """
+        if not isinstance(statistics, Statistics):
+            raise TypeError(f"statistics must be those of lambda_gelu.observe, got {type(statistics).__name__}")
+        if per not in ("layer", "channel"):
+            raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+        statistics.check_model(self._model)
+        statistics.require_complete("targets")
+        kinds: dict[str, list[str]] = {}
+        for name, site in self._sites.items():
+            kinds.setdefault(per if site.num_parameters > 1 else "layer", []).append(name)
+        targets: dict[str, float | list[float]] = {}
+        for kind, names in kinds.items():
+            part = Statistics({name: statistics[name] for name in names}, per=statistics.per)
+            targets |= suggest_targets(part, tolerance_db, cap=cap, per=kind)
+        self.set_targets(targets)
+        return self.targets
 
     def get_last_hardness(self) -> dict[str, Tensor]:
         """The present λ of every site, detached, shape ``(num_parameters,)``."""

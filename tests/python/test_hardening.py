@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lambda_gelu import AllowedLoss, HardnessScheduler, LambdaGELU, Remaining, Settled, param_groups
+import lambda_gelu
+from lambda_gelu import (
+    AllowedLoss,
+    HardnessCapWarning,
+    HardnessScheduler,
+    LambdaGELU,
+    Remaining,
+    Settled,
+    param_groups,
+)
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -195,6 +204,102 @@ def test_bad_targets_are_refused_by_name_and_change_nothing(target, error, words
     if target is not None:
         with pytest.raises(error, match=words):
             HardnessScheduler(model, 4, target=target)
+
+
+# --- targets that follow statistics ----------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A site of one λ and one of a λ per channel, whose pre-activations spread more and more as `scale` grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = 1.0
+        self.wide = LambdaGELU(3, dtype=torch.float64)
+        self.narrow = LambdaGELU(dtype=torch.float64)
+
+    def inputs(self):
+        noise = torch.randn(4000, 3, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
+        return (noise * torch.tensor([0.5, 1.0, 2.0], device="cpu") - 0.3).to(
+            self.wide.raw_hardness.device
+        ) * self.scale
+
+    def forward(self):
+        return self.narrow(self.inputs()), self.wide(self.inputs())
+
+
+def measured_ser_db(model, site, per="layer"):
+    """Of the swap itself, on the very activations."""
+    x = model.inputs()
+    signal, error = (part.square().mean(0 if per == "channel" else (0, 1)) for part in (x.relu(), x.relu() - site(x)))
+    return (10 * torch.log10(signal / error)).tolist()
+
+
+def observed(model, per="layer"):
+    with lambda_gelu.observe(model, per=per, channel_dim=1 if per == "channel" else None) as statistics:
+        model()
+    return statistics
+
+
+@pytest.mark.parametrize("per", ["layer", "channel"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_targets_follow_the_statistics_to_the_tolerance_at_the_end(schedule, per):
+    model = Scaled()
+    scheduler = HardnessScheduler(model, 8, start=2, schedule=schedule)
+    before = scheduler.get_last_hardness()
+    for step in range(8):
+        model.scale = 0.5 + 0.05 * (8 - step)  # the pre-activations shrink: the targets rise
+        targets = scheduler.follow(observed(model, per), tolerance_db=30.0, per=per)
+        assert targets == scheduler.targets and isinstance(targets["wide"], list) == (per == "channel")
+        scheduler.step()
+        after = scheduler.get_last_hardness()
+        assert all((after[name] >= before[name]).all() for name in after)
+        before = after
+    assert measured_ser_db(model, model.narrow) == pytest.approx(30.0, abs=0.1)
+    assert measured_ser_db(model, model.wide, per) == pytest.approx([30.0] * 3 if per == "channel" else 30.0, abs=0.1)
+
+
+def test_what_the_cap_keeps_is_warned_of_by_name():
+    model = Scaled()
+    scheduler = HardnessScheduler(model, 2, start=0)
+    with pytest.warns(HardnessCapWarning, match=r"cap of 4, .* wide \(2 of 3 channels") as caught:
+        scheduler.follow(observed(model, "channel"), 30.0, cap=4.0, per="channel")
+    assert len(caught) == 1 and max(scheduler.targets["wide"]) == 4.0
+
+
+def test_statistics_that_cannot_be_followed_are_refused_by_name_and_change_nothing():
+    model, other = Scaled(), nn.Sequential(LambdaGELU())
+    scheduler = HardnessScheduler(model, 4, start=0, target=9.0)
+    scheduler.step()
+    state, hardness = scheduler.state_dict(), [model.wide.hardness, model.narrow.hardness]
+    good, good_channels = observed(model), observed(model, "channel")
+    with lambda_gelu.observe(model) as empty:
+        pass
+    with lambda_gelu.observe(other) as foreign:
+        other(torch.ones(2))
+    with lambda_gelu.observe(model) as never, lambda_gelu.observe(model, per="channel") as never_channels:
+        model.wide(model.inputs())
+    with lambda_gelu.observe(model) as diverged:
+        model()
+        model.wide(model.inputs() * math.nan)
+    cases = [
+        (ValueError, "they lack wide, narrow; the model has no site 0", foreign, {}),
+        (ValueError, "there is no calibration data", empty, {}),
+        (ValueError, "never executed while it was observed: narrow", never, {}),
+        (ValueError, "never executed while it was observed: narrow", never_channels, {"per": "channel"}),
+        (ValueError, "activations that are NaN or infinite at wide", diverged, {}),
+        (ValueError, "tolerance_db must be finite and positive, got 0", good, {"tolerance_db": 0.0}),
+        (ValueError, "tolerance_db must be finite and positive, got nan", good, {"tolerance_db": math.nan}),
+        (ValueError, "cap must be finite and positive, got -1", good, {"cap": -1.0}),
+        (ValueError, "targets per channel need statistics per channel", good, {"per": "channel"}),
+        (ValueError, "per must be 'layer' or 'channel', got 'site'", good_channels, {"per": "site"}),
+        (TypeError, "statistics must be those of lambda_gelu.observe, got dict", {"wide": 8.0}, {}),
+    ]
+    for error, words, statistics, options in cases:
+        with pytest.raises(error, match=words):
+            scheduler.follow(statistics, **options)
+        assert scheduler.state_dict() == state
+        assert all(map(torch.equal, (model.wide.hardness, model.narrow.hardness), hardness))
 
 
 # --- the onset -------------------------------------------------------------------------------------------------------
