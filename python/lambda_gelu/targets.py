@@ -110,7 +110,8 @@ def budget_targets(
             sites that were never executed or had NaN.
 
     Warns:
-        HardnessCapWarning: where the cap does not keep the budget: naming the sites there, and what is predicted.
+        HardnessCapWarning: naming the sites that cost more than their share at the cap, with what is predicted for
+            all: the others harden more to make up for it, as far as the cap lets them.
     """
     _check_positive("budget", budget)
     _check_positive("cap", cap)
@@ -123,9 +124,11 @@ def budget_targets(
     found = _C.budget_targets([statistics[name]._merged for name in names], its_weights, budget, lowest, cap)
     over = [name for name, capped in zip(names, found.capped, strict=True) if capped]
     if over:
+        kept = found.total <= budget * (1 + 1e-9)  # the rounding of a search
         warnings.warn(
-            f"a budget of {budget:g} would need a hardness above the cap of {cap:g} at {', '.join(over)}; with the "
-            f"targets as they are, {found.total:g} is predicted",
+            f"at the cap of {cap:g} these sites cost more than their share: {', '.join(over)}. "
+            + ("The others make up for it" if kept else f"The budget of {budget:g} is not kept")
+            + f": {found.total:.4g} is predicted",
             HardnessCapWarning,
             stacklevel=2,
         )
