@@ -10,6 +10,7 @@ from torch import Tensor
 
 _forward = torch.ops.lambda_gelu.lambda_gelu.default
 _backward = torch.ops.lambda_gelu.lambda_gelu_backward.default
+_observe = torch.ops.lambda_gelu.observe_.default
 
 
 def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
@@ -107,8 +108,27 @@ def _inplace_vmap(*_: Any) -> None:
     )
 
 
+def _observe_vmap(  # noqa: PLR0917
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: Tensor,
+    counts: Tensor,
+    moments: Tensor,
+    channel_dim: int = 1,
+) -> tuple[None, None]:
+    """All examples count together, as they do in a batch."""
+    if in_dims[1] is not None or in_dims[2] is not None:
+        raise RuntimeError("observe_ adds to counts and moments, which must not be mapped over by vmap")
+    rank = input.dim() - 1
+    if counts.size(0) != 1 and not -rank <= channel_dim < rank:
+        raise ValueError(f"channel_dim must be in [{-rank}, {rank - 1}] for an example, got {channel_dim}")
+    _observe(input.movedim(in_dims[0], 0), counts, moments, channel_dim + (channel_dim >= 0))
+    return None, None
+
+
 def register() -> None:
     """Once, before the first vmap: without a rule torch warns and loops."""
     torch.library.register_vmap("lambda_gelu::lambda_gelu", _forward_vmap)
     torch.library.register_vmap("lambda_gelu::lambda_gelu_backward", _backward_vmap)
     torch.library.register_vmap("lambda_gelu::lambda_gelu_backward_", _inplace_vmap)
+    torch.library.register_vmap("lambda_gelu::observe_", _observe_vmap)
