@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._scores import as_number, cuda_devices
 from .modules import LambdaGELU
 from .sites import find_sites, unwrapped
 from .statistics import Histogram, Statistics, observe
@@ -65,27 +66,6 @@ def shadow_evaluate(
     with observe(model) as observed:
         as_is = as_number(evaluate(model))
     return ShadowScore(as_is, as_relu, observed)
-
-
-def as_number(score: Any) -> float:
-    """A score as a float.
-
-    Raises:
-        TypeError: for what is no number and no tensor of one element.
-    """
-    if isinstance(score, Tensor) and score.numel() == 1:
-        score = score.item()
-    try:
-        if isinstance(score, (str, bytes)):
-            raise TypeError
-        return float(score)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"evaluate must give a number, got {type(score).__name__}") from None
-
-
-def cuda_devices(model: nn.Module) -> list[int]:
-    devices = {parameter.device for parameter in model.parameters()}
-    return sorted(device.index or 0 for device in devices if device.type == "cuda")
 
 
 @dataclass(frozen=True)
