@@ -201,7 +201,7 @@ class Protocol:
         def evaluate(network: nn.Module) -> float:
             """The loss on the held-out data; at the swap also what the test data says."""
             if "before" not in figures:
-                figures.update(_swapped(task, network))
+                figures.update(_swapped(task, network), targets=substitution.scheduler.targets)
             return task.score(network, "held_out").loss
 
         substitution = Substitution(
@@ -218,7 +218,12 @@ class Protocol:
         )
 
         def note(done: int) -> None:
+            phase = substitution.scheduler.phase
+            if phase == "learn":
+                figures["learned"] = training.hardness_of(network)
             substitution.step()
+            if phase == "harden" and substitution.scheduler.phase == "done" and has_sites(network):
+                figures["hardened_sites"] = training.measured(task, network)
             if done == substitution.swap_step and self.correction != "none":
                 figures["corrected"] = training.scores(task, network)
             if done % task.score_every == 0:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from . import records, tables
-
-ROOT = Path(__file__).resolve().parents[3]
-PAGE = ROOT / "docs" / "substitution.md"
-FIGURE = ROOT / "docs" / "substitution" / "experiments.png"
+from .figures import draw
 
 
-def write(folder: Path, page: Path = PAGE, figure: Path = FIGURE) -> str:
+def write(folder: Path, page: Path, figure: Path) -> str:
     """Writes both; returns what to tell.
 
     Raises:
@@ -20,9 +18,7 @@ def write(folder: Path, page: Path = PAGE, figure: Path = FIGURE) -> str:
     found = records.read(folder)
     if not found:
         raise ValueError(f"{folder} holds no records: run.py run makes them")
-    from .figures import draw  # noqa: PLC0415 - only the picture needs matplotlib
-
     known = tables.Records(found)
-    tables.put(page, tables.page(known, figure.relative_to(page.parent).as_posix()))
+    tables.put(page, tables.page(known, Path(os.path.relpath(figure, page.parent)).as_posix()))
     draw(known, figure)
     return f"{len(found)} records: wrote {page} and {figure}"

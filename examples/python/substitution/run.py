@@ -32,6 +32,8 @@ from substitution import arms, data, records, tasks  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "substitution"
 CACHE = ROOT / "build" / "substitution"
+PAGE = ROOT / "docs" / "substitution.md"
+FIGURE = ROOT / "docs" / "substitution" / "experiments.png"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +47,8 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--steps", type=int, help="train so many steps on a slice of the data, to see whether it runs")
     run.add_argument("--cache", type=Path, default=CACHE, help="for checkpoints (default build/substitution)")
     report = commands.add_parser("report", help="tables and figures from the records")
+    report.add_argument("--page", type=Path, default=PAGE, help="with markers (default docs/substitution.md)")
+    report.add_argument("--figure", type=Path, default=FIGURE, help="default docs/substitution/experiments.png")
     for command in (run, report):
         command.add_argument("--results", type=Path, default=RESULTS, help="default benchmarks/results/substitution")
     return parser.parse_args()
@@ -77,7 +81,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             continue
         try:
             task = tasks.make(name, arguments.data_dir)
-        except data.MissingDataError as error:
+        except (data.MissingDataError, ValueError) as error:
             sys.exit(f"{name}: {error}")
         if arguments.steps is not None:
             task = task.shortened(arguments.steps, 256)
@@ -117,9 +121,12 @@ def main() -> None:
     if arguments.command == "run":
         run_all(arguments)
     else:
-        from substitution import report  # noqa: PLC0415
+        from substitution import report  # noqa: PLC0415 - the picture needs matplotlib
 
-        print(report.write(arguments.results))
+        try:
+            print(report.write(arguments.results, arguments.page, arguments.figure))
+        except (OSError, ValueError) as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

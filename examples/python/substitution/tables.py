@@ -122,7 +122,10 @@ def marks(records: Records) -> str:
     rows = [
         ["SER from the histogram beside the direct measurement: largest difference, dB", "≤ 0.1"]
         + [_mark([_ser_difference(run) for run in _every_protocol(records, task)], max, 0.1, 3) for task in MAIN_TASKS],
-        ["SER of every site where 30 dB were asked, dB", "30 ± 0.5"] + [_reached(records, task) for task in MAIN_TASKS],
+        ["SER where 30 dB were asked, when the hardening has ended, dB", "30 ± 0.5"]
+        + [_reached(records, task, "hardened_sites") for task in MAIN_TASKS],
+        ["the same at the swap, some steps later, dB", "30 ± 0.5"]
+        + [_reached(records, task, "sites") for task in MAIN_TASKS],
         ["the swap after hardening costs", "≤ 0.1 points, ≤ 0.2 %"]
         + [_cost_mark(records, task, "protocol", "swapped", points=0.1, percent=0.2) for task in MAIN_TASKS],
         ["a GELU checkpoint, corrected and recovered in 10 % of its steps, costs", "≤ 0.5 % perplexity"]
@@ -155,11 +158,14 @@ def _mark(values: list[float], worst: Callable[[list[float]], float], bound: flo
     return f"{worst(values):.{digits}f}: {_verdict(worst(values) <= bound)}"
 
 
-def _reached(records: Records, task: str) -> str:
-    found = [site["ser_db"] for run in records.of(task, "protocol") for site in run["sites"].values()]
+def _reached(records: Records, task: str, key: str) -> str:
+    """Over all sites and seeds. λ never falls, so a site is above where it learned more than its target, or σ grew."""
+    found = [site["ser_db"] for run in records.of(task, "protocol") for site in run.get(key, {}).values()]
     if not found:
         return "–"
-    return f"{min(found):.2f} to {max(found):.2f}: {_verdict(min(found) >= 29.5 and max(found) <= 30.5)}"
+    within = sum(29.5 <= value <= 30.5 for value in found)
+    text = f"{min(found):.2f} to {max(found):.2f}; {within} of {len(found)} sites within"
+    return f"{text}: {_verdict(within == len(found))}"
 
 
 def _unit(task: str) -> str:
