@@ -23,6 +23,8 @@ from machine import write
 from paired import paired
 
 REACH = 0.05  # an observed training step may take this part longer
+OBSERVATIONS = (("layer", 1), ("channel", 1), ("channel", 4))  # per, every
+CHANNEL_DIM = {"layer": None, "channel": -1}
 NETWORKS = {"an MLP": mlp, "a small GPT": gpt}
 
 
@@ -49,8 +51,9 @@ def steps(record: Recorder, threads: int, pairs: int) -> None:
     for name, make in NETWORKS.items():
         for dtype in (torch.float32, torch.bfloat16):
             for compile_it in (False, True):
-                for per in ("layer", "channel"):
-                    record.step(_step_row(name, make, dtype, compile_it, per, threads=threads, pairs=pairs))
+                for per, every in OBSERVATIONS:
+                    observation = {"per": per, "every": every}
+                    record.step(_step_row(name, make, dtype, compile_it, observation, threads=threads, pairs=pairs))
 
 
 def _step_row(
@@ -58,7 +61,7 @@ def _step_row(
     make: Callable[..., tuple[nn.Module, Tensor]],
     dtype: torch.dtype,
     compile_it: bool,
-    per: str,
+    observation: dict[str, Any],
     *,
     threads: int,
     pairs: int,
@@ -70,14 +73,14 @@ def _step_row(
     observed_step = training_step(observed, x, compile_it)
     options = {"threads": threads, "pairs": pairs, "seconds": 0.05}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lambda_gelu.observe(observed, per=per, channel_dim=-1 if per == "channel" else None))
+        stack.enter_context(lambda_gelu.observe(observed, channel_dim=CHANNEL_DIM[observation["per"]], **observation))
         pair = paired(observed_step, plain_step, **options)
     after = paired(observed_step, plain_step, **options)
     return {
         "case": f"training step of {name}",
         "dtype": str(dtype).removeprefix("torch."),
         "compiled": compile_it,
-        "per": per,
+        **observation,
         "threads": threads,
         "plain_us": round(pair.other * 1e6, 1),
         "observed_us": round(pair.ours * 1e6, 1),
@@ -126,7 +129,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("steps", "operation"), help="this part; nothing is written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    record = Recorder({"steps": 16, "operation": 12}.get(arguments.only, 28))
+    record = Recorder({"steps": 24, "operation": 12}.get(arguments.only, 36))
     if arguments.only != "operation":
         steps(record, arguments.threads, arguments.pairs)
     if arguments.only != "steps":

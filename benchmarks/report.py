@@ -265,6 +265,51 @@ One eager call on 16 elements without gradients, in ns, beside `F.gelu`:
 """
 
 
+def observed() -> str:
+    """The section on observing pre-activations, where it has been measured."""
+    if not (RESULTS / "observe.json").exists():
+        return ""
+    result = load("observe")
+    steps, alone = [], []
+    for r in result["rows"]:
+        if "overhead" in r:
+            per = r["per"] if r["every"] == 1 else f"{r['per']}, every {r['every']}th call"
+            steps.append(
+                [r["case"], r["dtype"], "compiled" if r["compiled"] else "eager", per, f"{r['plain_us']:.0f}"]
+                + [f"{r['observed_us']:.0f}", f"{100 * r['overhead']:.1f} %"]
+                + [verdict(r["overhead"], r["reach"], at_most=True), f"{100 * r['overhead_when_ended']:.1f} %"]
+            )
+        else:
+            alone.append(
+                [r["dtype"], f"{r['elements']:,}", r["per"], f"{r['ours_ns_per_element']:.3f}"]
+                + [f"{r['forward_ns_per_element']:.3f}", f"{r['ours_over_forward']:.2f}"]
+            )
+    threads = next(r["threads"] for r in result["rows"] if "threads" in r)
+    step_header = [
+        "step",
+        "dtype",
+        "run",
+        "per",
+        "plain, µs",
+        "observed, µs",
+        "overhead",
+        "≤ 5 %",
+        "overhead afterwards",
+    ]
+    return f"""## Observing pre-activations
+
+`benchmarks/bench_observe.py`, {threads} threads. A training step inside `lambda_gelu.observe` beside the same step
+outside, and beside it again when the observation has ended:
+
+{table(step_header, steps)}
+
+`observe_` alone, beside the forward of the activation on the same input, ns per element:
+
+{table(["dtype", "elements", "per", "observe_", "forward", "observe_ / forward"], alone)}
+
+"""
+
+
 def machine(description: dict) -> str:
     keep = ("gpu", "compute_capability", "multiprocessors", "gpu_memory_bytes", "l2_bytes", "driver", "torch_cuda")
     keep += ("cpu", "family_model", "cores", "caches", "clock_GHz", "last_level_cache_bytes", "torch", "date", "commit")
@@ -332,7 +377,7 @@ By {machine_code["assembler"]}. {spills(machine_code["rows"])}
 
 {small_planes(machine_code["rows"])}
 
-{cuda()}{compiled()}## The op, and what users would call otherwise
+{cuda()}{compiled()}{observed()}## The op, and what users would call otherwise
 
 Backward rows include dλ for ours; `F.gelu` and ATen have none, and lose the negative tail. At 64M elements in fresh
 memory the page faults cost several times the arithmetic; `x.clone()` shows what they alone cost.
