@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Real
 from typing import Any, TypeAlias
@@ -183,7 +183,9 @@ class HardnessScheduler:
             TypeError: for what is no number.
             RuntimeError: as :meth:`step`. In all cases nothing is changed.
         """
-        self._commit(self._reported(self._state, _checked_metric(metric)))
+        value = _checked_metric(metric)
+        if self._settled is not None or self._rate is not None:
+            self._commit(self._reported(self._state, value))
 
     def set_targets(self, target: float | Mapping[str, Target]) -> None:
         """Replaces the targets, at any time of the run.
@@ -296,24 +298,25 @@ class HardnessScheduler:
         step = given["step"]
         if not _is_count(step):
             raise ValueError(f"step must be a non-negative int, got {step!r}")
+        # A key that earlier versions did not have: it has not happened.
+        settling = dict(given.get("settling", {}))
+        settling["hardness"] = _filled(settling.get("hardness", {}))
         state = _State(
-            # What versions without these keys did not have, has not happened.
             targets=_targets(self._sites, given.get("present_targets", given["targets"])),
             onset=given.get("onset", None if self._settled else self._latest),
             step=step,
             learned=_filled(given["learned_hardness"]),
-            settling=Settling(**{**given.get("settling", {}), "hardness": _filled(given["settling"]["hardness"])})
-            if "settling" in given
-            else Settling(),
+            settling=Settling(**settling),
             pace=Pace(**given.get("pace", {})),
         )
         self._check_onset(state)
+        self._check_pace(state)
         is_learning = self._phase(state) == "learn"
-        self._check_counts("learned_hardness", state.learned, {} if is_learning else self._sites, step)
-        known = "settling.hardness"
-        self._check_counts(known, state.settling.hardness, {} if state.settling.metric is None else self._sites, step)
+        referred = () if state.settling.metric is None else self._sites
         moved = _filled(given.get("path_hardness", {}))
-        self._check_counts("path_hardness", moved, {} if is_learning else [n for n in self._sites if n in moved], step)
+        self._check_counts("learned_hardness", state.learned, () if is_learning else self._sites, step)
+        self._check_counts("settling.hardness", state.settling.hardness, referred, step)
+        self._check_counts("path_hardness", moved, () if is_learning else self._sites.keys() & moved.keys(), step)
         tick = 0 if is_learning else self._ticks(state)[0]
         path = {name: (given["path_tick"][name], hardness) for name, hardness in moved.items()}
         for name, (begin, _) in path.items():
@@ -331,19 +334,21 @@ class HardnessScheduler:
             valid, words = _is_count(state.onset) and state.onset <= highest, f"None or from 0 to {highest}"
         if not valid:
             raise ValueError(f"onset must be {words}, got {state.onset!r}")
-        if self._rate is not None:
-            if not (_is_count(state.pace.gone) and _is_count(state.pace.forced)):
-                raise ValueError(f"pace must count steps, got {state.pace}")
-            if state.onset is not None:
-                needed = self._needed(state.onset)
-                left = max(0, self._last_step(state.onset) - max(state.step, state.onset))
-                least, most = max(0, needed - left), min(needed, max(0, state.step - state.onset))
-                if not least <= state.pace.gone <= most:
-                    raise ValueError(
-                        f"pace.gone must be from {least} to {most} at step {state.step}, got {state.pace.gone}"
-                    )
 
-    def _check_counts(self, key: str, values: Mapping[str, list[float]], expected_of: Any, step: int) -> None:
+    def _check_pace(self, state: _State) -> None:
+        if self._rate is None:
+            return
+        if not (_is_count(state.pace.gone) and _is_count(state.pace.forced)):
+            raise ValueError(f"pace must count steps, got {state.pace}")
+        least, most = 0, 0
+        if state.onset is not None and state.step >= state.onset:
+            needed = self._needed(state.onset)
+            least = max(0, needed - max(0, self._last_step(state.onset) - state.step))
+            most = min(needed, state.step - state.onset)
+        if not least <= state.pace.gone <= most:
+            raise ValueError(f"pace.gone must be from {least} to {most} at step {state.step}, got {state.pace.gone}")
+
+    def _check_counts(self, key: str, values: Mapping[str, list[float]], expected_of: Iterable[str], step: int) -> None:
         expected = {name: self._sites[name].num_parameters for name in expected_of}
         counts = {name: len(hardness) for name, hardness in values.items()}
         if counts != expected:
