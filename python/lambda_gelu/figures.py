@@ -8,6 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ._table import counted
+from .report import LITTLE_LOSS_DB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ except ModuleNotFoundError as error:
 BLUE, ORANGE, GREEN, BLACK, GREY = "#0072B2", "#D55E00", "#009E73", "#000000", "#999999"
 _STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "hatch.linewidth": 0.8}
 
-LITTLE_LOSS_DB, DEFAULT_TOLERANCE_DB = 22.0, 30.0
+DEFAULT_TOLERANCE_DB = 30.0
 _Panel = Callable[["Axes", Sequence[Any]], None]
 _LONGEST_NAME, _MOST_NAMES = 30, 60
 

@@ -16,6 +16,9 @@ STAGES = ("before", "swapped", "corrected", "recovered")
 """The stages at which a :class:`SubstitutionReport` has the metric: as λ-GELU, right after the swap, after the bias
 correction, after the recovery."""
 
+LITTLE_LOSS_DB = 22.0
+"""SER in dB from which the swap cost little wherever it was tried (docs/substitution.md): a mark for the eye, ours."""
+
 
 @dataclass(frozen=True)
 class SubstitutedSite:
