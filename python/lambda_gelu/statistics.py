@@ -274,7 +274,7 @@ def observe(
     model: nn.Module,
     *,
     per: str = "layer",
-    channel_dim: int | Mapping[str, int] | None = None,
+    channel_dim: int | Mapping[str, int | None] | None = None,
     every: int = 1,
 ) -> Iterator[Statistics]:
     """Counts within the context what every site of the model is given.
@@ -292,8 +292,8 @@ def observe(
         per: ``"layer"``: one histogram for each site, or, where the site has a λ for each channel, one for each of
             those; ``"channel"``: one for each index of `channel_dim`.
         channel_dim: with ``"channel"``: the dimension of the activations that counts as channels, for all sites or by
-            name, as of the layer that comes next. Default None, and for sites that are not named: the site's own
-            ``channel_dim``.
+            name, as of the layer that comes next; None by name: that site as a whole. Default None, and for sites that
+            are not named: the site's own ``channel_dim``.
         every: only the first call of a site and each `every`-th after it. Default 1: all.
 
     Yields:
@@ -339,7 +339,7 @@ def _check_per(per: str) -> None:
 
 
 def _channel_dims(
-    sites: Mapping[str, Any], per: str, channel_dim: int | Mapping[str, int] | None
+    sites: Mapping[str, Any], per: str, channel_dim: int | Mapping[str, int | None] | None
 ) -> dict[str, int | None]:
     if per == "layer":
         if channel_dim is not None:
@@ -353,7 +353,7 @@ def _channel_dims(
     dims: dict[str, int | None] = {}
     for name, site in sites.items():
         dim = given.get(name, site.channel_dim if default is None else default)
-        if isinstance(dim, bool) or not isinstance(dim, int):
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
             raise TypeError(f"channel_dim must be an int, got {type(dim).__name__} for {name}")
         dims[name] = dim
     return dims
