@@ -46,23 +46,29 @@ class Observer:
 
     def add(self, input: Tensor) -> None:
         """Counts the elements of an input; of every n-th, where the observation says so."""
+        x, channel_dim, part = input.detach(), self.channel_dim, None
         if _is_compiling():
             if is_exporting():  # the program would go on counting
                 return
-            x, channel_dim = input.detach(), self.channel_dim
+        elif _is_recomputing():
+            return
         else:
-            if _is_recomputing():
-                return
-            x, channel_dim = _plain(input.detach(), self.channel_dim)
+            x, channel_dim = _untransformed(x, channel_dim)
             self._check(x, channel_dim)
+        if hasattr(x, "to_local"):
+            x, part = _local_part(x, channel_dim)
         if widest_dtype(x.device) is not torch.float64:
             x = x.to("cpu")  # where the sums can be in float64
-        self._make_room(1 if channel_dim is None else x.size(channel_dim), x.device)
+        channels = 1 if channel_dim is None else x.size(channel_dim)
+        self._make_room(channels if part is None else part[0], x.device)
+        counts, moments = self.counts, self.moments
+        if part is not None:
+            counts, moments = counts.narrow(0, part[1], channels), moments.narrow(0, part[1], channels)
         dim = 0 if channel_dim is None else channel_dim
         if self._calls is None:
-            _observe(x, self.counts, self.moments, dim)
+            _observe(x, counts, moments, dim)
         else:
-            _observe_every(x, self.counts, self.moments, self._calls, dim, self._every)
+            _observe_every(x, counts, moments, self._calls, dim, self._every)
 
     def _check(self, x: Tensor, channel_dim: int | None) -> None:
         try:
@@ -134,18 +140,32 @@ def _is_recomputing() -> bool:
     return _graph_task is not None and _graph_task() != -1
 
 
-def _plain(x: Any, channel_dim: int | None) -> tuple[Tensor, int | None]:
-    """The values behind what torch.func and DTensor put around them, and where their channels are."""
-    if hasattr(x, "to_local"):
-        if channel_dim is not None and any(p.is_shard(channel_dim % x.dim()) for p in x.placements):
-            raise ValueError(f"dimension {channel_dim} is spread over ranks: observe(per='channel') needs all channels")
-        x = x.to_local()
+def _untransformed(x: Tensor, channel_dim: int | None) -> tuple[Tensor, int | None]:
+    """The values behind what torch.func puts around them, and where their channels are."""
     while _functorch.is_functorch_wrapped_tensor(x):
         if channel_dim is not None and _functorch.is_batchedtensor(x):
             batch_dim, channel_dim = _functorch.maybe_get_bdim(x), channel_dim % x.dim()
             channel_dim += batch_dim <= channel_dim
         x = _functorch.get_unwrapped(x)
     return x, channel_dim
+
+
+def _local_part(x: Any, channel_dim: int | None) -> tuple[Tensor, tuple[int, int] | None]:
+    """What this rank has of a DTensor; where that is some of the channels, also their number in all and the first."""
+    if any(placement.is_partial() for placement in x.placements):
+        return x.full_tensor(), None
+    part = None
+    if channel_dim is not None:
+        count = x.size(channel_dim)
+        for mesh_dim, placement in enumerate(x.placements):
+            if placement.is_shard(channel_dim % x.dim()):
+                if part is not None:
+                    raise NotImplementedError(
+                        f"dimension {channel_dim}, the channels, is spread over two mesh dimensions"
+                    )
+                each = -(-count // x.device_mesh.size(mesh_dim))  # as torch.chunk divides it
+                part = (count, min(count, each * x.device_mesh.get_local_rank(mesh_dim)))
+    return x.to_local(), part
 
 
 # --- every n-th call -------------------------------------------------------------------------------------------------
