@@ -720,6 +720,55 @@ def test_a_copy_of_a_run_with_rules_goes_on_by_itself(unbroken):
     assert run.go(range(9, STEPS)) == trace[9:]
 
 
+TARGETS = st.one_of(st.floats(1.5, 60), st.lists(st.floats(1.5, 60), min_size=2, max_size=2))
+EVENTS = st.one_of(
+    st.tuples(st.just("step"), st.none() | st.floats(0.5, 2)),
+    st.tuples(st.just("report"), st.floats(0.5, 2)),
+    st.tuples(st.just("set_targets"), st.fixed_dictionaries({"0": TARGETS, "1": TARGETS})),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(EVENTS, max_size=12),
+    st.sampled_from([3, 0.4, Settled(patience=1, metric_tolerance=0.5, latest=0.6)]),
+    st.sampled_from([0.9, Remaining(0.5)]),
+    st.sampled_from([None, AllowedLoss(0.2, waiting=0.3)]),
+    st.sampled_from(SCHEDULES),
+)
+def test_any_run_is_the_same_when_it_is_resumed_after_every_event_and_ends_at_its_targets(
+    events, start, end, rate, schedule
+):
+    def new_run():
+        model = make_model(torch.tensor([1.5, 4.0]), torch.tensor([2.0, 2.0]), num_parameters=2)
+        return model, HardnessScheduler(model, 10, start=start, end=end, rate=rate, schedule=schedule)
+
+    def happens(run, event, argument):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            getattr(run, event)(argument)
+
+    model, unbroken = new_run()
+    lowest = hardness_of(model)
+    for event, argument in [*events, *[("step", None)] * 10]:
+        resumed_model, resumed = new_run()
+        resumed_model.load_state_dict(model.state_dict())
+        resumed.load_state_dict(json.loads(json.dumps(unbroken.state_dict())))
+        for run in (unbroken, resumed):
+            happens(run, event, argument)
+        assert hardness_of(resumed_model) == hardness_of(model)
+        assert resumed.state_dict() == unbroken.state_dict()
+        present = hardness_of(model)
+        assert all(now >= then for a, b in zip(present, lowest, strict=True) for now, then in zip(a, b, strict=True))
+        lowest = present
+    assert unbroken.phase == "done"
+    for name, site in unbroken.get_last_hardness().items():
+        target = torch.tensor(unbroken.targets[name], dtype=torch.float64).expand(2)
+        assert (site.cpu() >= target).all()
+        last_moves = unbroken.state_dict()["path_hardness"][name] or unbroken.state_dict()["learned_hardness"][name]
+        assert torch.equal(site.cpu(), target.maximum(torch.tensor(last_moves, dtype=torch.float64)))
+
+
 def started(**changes):
     """A state in the middle of hardening with every rule, changed."""
     model = make_model(2.0, 3.0)
