@@ -80,17 +80,23 @@ def test_a_model_without_sites_writes_nothing_and_an_unknown_name_is_refused(mod
     assert written(tmp_path) == ({}, {})
 
 
-def test_the_measurement_leaves_no_hook_and_gives_only_what_was_called(model):
+def test_the_measurement_leaves_nothing_and_gives_only_what_was_called(model):
     with preactivation_std(model) as std:
         assert std == {}
-    assert std == {} and not any(module._forward_pre_hooks for module in model)
+    assert std == {} and not model[1]._observers
     with pytest.raises(KeyError), preactivation_std(model) as std:
         model(torch.randn(2, 4))
         raise KeyError
-    assert std == {} and not any(module._forward_pre_hooks for module in model)
+    assert std == {} and not model[1]._observers
     with preactivation_std(model) as std, torch.inference_mode():
         model[1](torch.full((3, 5), 2.0))
     assert std == {"1": 0.0}
+
+
+def test_activations_that_are_not_finite_have_no_standard_deviation(model):
+    with preactivation_std(model) as std:
+        model[3](torch.tensor([[1.0, 1.0, torch.nan], [3.0, 1.0, 1.0]]))
+    torch.testing.assert_close(std["3"], torch.tensor([1.0, 0.0, torch.nan]).double(), equal_nan=True)
 
 
 def test_what_was_compiled_before_is_measured_too(model):
