@@ -9,8 +9,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from networks import hardness_of, sites_alone
 from torch import nn
 
 import lambda_gelu
@@ -29,16 +28,6 @@ pytestmark = pytest.mark.usefixtures("device")
 SCHEDULES = ["linear", "geometric", "harmonic", "cosine"]
 
 
-def make_model(*hardness, num_parameters=1):
-    """Sites in float64, so that λ can be compared with arithmetic on doubles."""
-    sites = [LambdaGELU(num_parameters, init_hardness=value, dtype=torch.float64) for value in hardness]
-    return nn.Sequential(*sites)
-
-
-def hardness_of(model):
-    return [site.hardness.tolist() for site in model]
-
-
 def trace(model, scheduler, reports):
     """λ of the first site after every step, each with its report (None: no report)."""
     values = []
@@ -54,8 +43,8 @@ def trace(model, scheduler, reports):
 @pytest.mark.parametrize("as_given", [list, tuple, torch.tensor], ids=["list", "tuple", "tensor"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_channel_reaches_its_own_target(schedule, as_given):
-    model = make_model(torch.tensor([1.5, 2.0, 6.0]), num_parameters=3)
-    one_by_one = [make_model(value) for value in (1.5, 2.0, 6.0)]
+    model = sites_alone(torch.tensor([1.5, 2.0, 6.0]), num_parameters=3)
+    one_by_one = [sites_alone(value) for value in (1.5, 2.0, 6.0)]
     plan = {"start": 0.0, "schedule": schedule}
     scheduler = HardnessScheduler(model, 5, target={"0": as_given([4.0, 9.0, 5.0])}, **plan)
     references = [HardnessScheduler(m, 5, target=t, **plan) for m, t in zip(one_by_one, (4.0, 9.0, 5.0), strict=True)]
@@ -69,7 +58,7 @@ def test_every_channel_reaches_its_own_target(schedule, as_given):
 
 def test_one_value_serves_all_channels_and_is_the_same_as_a_float():
     for target in (8.0, {"0": 8.0}, {"0": [8.0]}, {"0": torch.tensor([8.0])}):
-        model = make_model(2.0, num_parameters=3)
+        model = sites_alone(2.0, num_parameters=3)
         scheduler = HardnessScheduler(model, 2, start=0.0, target=target)
         scheduler.step()
         assert model[0].hardness.tolist() == pytest.approx([5.0] * 3, rel=1e-15)
@@ -94,7 +83,7 @@ def expected_way(schedule, present, target, progress, before):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_new_target_is_reached_at_the_end_from_the_present_hardness(schedule):
-    model = make_model(2.0, 3.0)
+    model = sites_alone(2.0, 3.0)
     scheduler = HardnessScheduler(model, 10, start=0.2, target=8.0, schedule=schedule)
     for _ in range(5):
         scheduler.step()
@@ -110,7 +99,7 @@ def test_a_new_target_is_reached_at_the_end_from_the_present_hardness(schedule):
 
 
 def test_new_targets_while_learning_replace_those_of_the_plan():
-    model, reference = make_model(2.0), make_model(2.0)
+    model, reference = sites_alone(2.0), sites_alone(2.0)
     scheduler = HardnessScheduler(model, 8, start=0.25, target=30.0)
     scheduler.set_targets({"0": [6.0]})
     expected = HardnessScheduler(reference, 8, start=0.25, target=6.0)
@@ -120,7 +109,7 @@ def test_new_targets_while_learning_replace_those_of_the_plan():
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_same_targets_again_change_no_bit(schedule):
-    model, reference = make_model(2.0, 1.1), make_model(2.0, 1.1)
+    model, reference = sites_alone(2.0, 1.1), sites_alone(2.0, 1.1)
     plan = {"start": 0.1, "target": {"0": 7.3, "1": 11.7}, "schedule": schedule}
     scheduler, expected = HardnessScheduler(model, 9, **plan), HardnessScheduler(reference, 9, **plan)
     for _ in range(10):
@@ -133,7 +122,7 @@ def test_the_same_targets_again_change_no_bit(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_targets_that_drift_at_every_step_are_reached_and_the_way_lies_between_the_fixed_ones(schedule):
     steps, targets = 20, [8.0 + 0.2 * step for step in range(20)]
-    model, low, high = make_model(2.0), make_model(2.0), make_model(2.0)
+    model, low, high = sites_alone(2.0), sites_alone(2.0), sites_alone(2.0)
     plan = {"start": 0.0, "schedule": schedule}
     scheduler = HardnessScheduler(model, steps, target=targets[0], **plan)
     bounds = [HardnessScheduler(m, steps, target=t, **plan) for m, t in ((low, targets[0]), (high, targets[-1]))]
@@ -147,7 +136,7 @@ def test_targets_that_drift_at_every_step_are_reached_and_the_way_lies_between_t
 
 
 def test_hardness_never_falls_however_the_targets_move():
-    model = make_model(torch.tensor([2.0, 4.0]), num_parameters=2)
+    model = sites_alone(torch.tensor([2.0, 4.0]), num_parameters=2)
     scheduler = HardnessScheduler(model, 10, start=0.0, target=9.0)
     values = [model[0].hardness.tolist()]
     for target in (9.0, 9.0, 9.0, 3.0, 3.0, [1.0, 12.0], [1.0, 12.0], 2.0, 5.0, 5.0):
@@ -161,7 +150,7 @@ def test_hardness_never_falls_however_the_targets_move():
 
 
 def test_after_the_end_a_higher_target_holds_at_once_and_a_lower_one_changes_nothing():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 4, start=0.0, end=0.5, target=8.0)
     trace(model, scheduler, [None, None])
     scheduler.set_targets(7.0)
@@ -193,7 +182,7 @@ def test_after_the_end_a_higher_target_holds_at_once_and_a_lower_one_changes_not
     ],
 )
 def test_bad_targets_are_refused_by_name_and_change_nothing(target, error, words):
-    model = make_model(torch.tensor([2.0, 3.0]), num_parameters=2)
+    model = sites_alone(torch.tensor([2.0, 3.0]), num_parameters=2)
     model.insert(0, LambdaGELU(init_hardness=2.0, dtype=torch.float64))
     scheduler = HardnessScheduler(model, 4, start=0.0, target=8.0)
     scheduler.step()
@@ -307,7 +296,7 @@ def test_statistics_that_cannot_be_followed_are_refused_by_name_and_change_nothi
 
 @pytest.mark.parametrize(("start", "onset"), [(3, 3), (0, 0), (7, 7), (0.3, 3), (0.0, 0)])
 def test_the_onset_is_a_step_or_a_fraction(start, onset):
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 8, start=start, target=8.0)
     assert (scheduler.onset_step, scheduler.end_step) == (onset, 8)
     frozen = [model[0].is_frozen]
@@ -319,14 +308,14 @@ def test_the_onset_is_a_step_or_a_fraction(start, onset):
 
 @pytest.mark.parametrize("total", [7, 49, 1000, 12345])
 def test_a_step_as_the_onset_means_that_step_for_every_length_of_the_run(total):
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     for step in {*range(0, total, max(1, total // 50)), total - 1}:
         assert HardnessScheduler(model, total, start=step).onset_step == step
         model[0].unfreeze_hardness()
 
 
 def test_the_end_may_be_a_part_of_what_remains():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 20, start=10, end=Remaining(0.7), target=9.0)
     assert (scheduler.onset_step, scheduler.end_step) == (10, 17)
     values = trace(model, scheduler, [None] * 20)
@@ -338,7 +327,7 @@ RULE = Settled(patience=2, hardness_tolerance=0.1, metric_tolerance=0.05, latest
 
 def settle(metrics, hardness, rule=RULE, total=20):
     """The onset of a run whose reports after every step are these, with λ set as training would."""
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, total, start=rule, target=9.0, end=Remaining(0.5))
     for metric, value in zip(metrics, hardness, strict=True):
         if scheduler.onset_step is not None:
@@ -382,7 +371,7 @@ def test_hardening_starts_at_the_latest_where_nothing_settles_or_nothing_is_repo
 
 
 def test_every_channel_of_every_site_must_have_settled():
-    model = make_model(torch.tensor([2.0, 2.0]), torch.tensor([2.0, 2.0]), num_parameters=2)
+    model = sites_alone(torch.tensor([2.0, 2.0]), torch.tensor([2.0, 2.0]), num_parameters=2)
     scheduler = HardnessScheduler(model, 20, start=RULE)
     for step in range(8):
         model[1].set_hardness(torch.tensor([2.0, 2.0 + 0.6 * step], dtype=torch.float64))
@@ -395,7 +384,7 @@ def test_every_channel_of_every_site_must_have_settled():
 
 
 def test_a_report_starts_hardening_at_the_step_it_is_made_after_and_moves_no_hardness():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 20, start=RULE, target=8.0, end=Remaining(0.5))
     for _ in range(3):
         scheduler.step()
@@ -409,7 +398,7 @@ def test_a_report_starts_hardening_at_the_step_it_is_made_after_and_moves_no_har
 
 
 def test_a_schedule_without_rules_takes_no_notice_of_reports():
-    model, reference = make_model(2.0), make_model(2.0)
+    model, reference = sites_alone(2.0), sites_alone(2.0)
     scheduler, expected = HardnessScheduler(model, 8, target=9.0), HardnessScheduler(reference, 8, target=9.0)
     assert trace(model, scheduler, [3.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 5.0]) == trace(reference, expected, [None] * 8)
     assert scheduler.state_dict() == expected.state_dict()
@@ -419,7 +408,7 @@ def test_a_schedule_without_rules_takes_no_notice_of_reports():
 
 
 def rated_run(losses, *, total=10, rate=None):
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     rate = rate or AllowedLoss(0.1, waiting=0.5)
     scheduler = HardnessScheduler(model, total, start=0, target=12.0, rate=rate)
     with warnings.catch_warnings():
@@ -428,7 +417,7 @@ def rated_run(losses, *, total=10, rate=None):
 
 
 def test_hardening_is_done_early_where_the_loss_always_allows_it():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 10, start=0, target=12.0, rate=AllowedLoss(0.1, waiting=0.5))
     scheduler.report(1.0)
     assert trace(model, scheduler, [1.0] * 10) == pytest.approx([4, 6, 8, 10, 12, 12, 12, 12, 12, 12], rel=1e-14)
@@ -451,7 +440,7 @@ def test_the_reference_is_the_lowest_loss_or_the_last_with_which_hardness_went_o
 
 
 def test_the_reference_is_none_of_a_network_that_hardening_has_not_touched_but_the_last():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 12, start=4, target=10.0, rate=AllowedLoss(0.1, waiting=0.5))
     values = trace(model, scheduler, [0.1, 9.0, 3.0, 2.0, 2.05, 2.2, 2.05, 2.05, 2.05, 2.05, 2.05, 2.05])
     # neither the 0.1 of an untrained network nor the 9.0, but the 2.0 at the onset: 2.2 is too high, 2.05 is not
@@ -459,7 +448,7 @@ def test_the_reference_is_none_of_a_network_that_hardening_has_not_touched_but_t
 
 
 def test_hardening_is_done_by_the_end_whatever_the_loss_and_says_so_once():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 10, start=0, end=0.8, target=10.0, rate=AllowedLoss(0.1, waiting=0.5))
     scheduler.report(1.0)
     seen = []
@@ -478,41 +467,10 @@ def test_hardening_is_done_by_the_end_whatever_the_loss_and_says_so_once():
 
 
 def test_without_any_report_hardening_waits_as_long_as_it_can():
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 4, start=0, target=10.0, rate=AllowedLoss(0.1, waiting=0.5))
     with pytest.warns(UserWarning, match="no loss has been reported"):
         assert trace(model, scheduler, [None] * 4) == pytest.approx([2, 2, 6, 10], rel=1e-14)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.one_of(st.none(), st.floats(0, 3)), min_size=12, max_size=12),
-    st.floats(0.05, 0.95),
-    st.sampled_from(["lowest", "last"]),
-    st.integers(0, 10),
-)
-def test_a_rate_by_loss_keeps_its_promises_for_any_losses(losses, waiting, reference, start):
-    model = make_model(2.0)
-    scheduler = HardnessScheduler(
-        model, 12, start=start, target=8.0, rate=AllowedLoss(0.5, waiting=waiting, reference=reference)
-    )
-    best, last, before, forced = math.inf, None, 2.0, 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for loss in losses:
-            scheduler.step(loss)
-            present = model[0].hardness.item()
-            assert present >= before
-            forced += present > before and (last is None or last > best + 0.5)  # it went on against the loss
-            assert scheduler.forced_steps == forced
-            before, last = present, last if loss is None else loss
-            if loss is None:
-                continue
-            if present == 2.0 or (reference == "last" and loss <= best + 0.5):
-                best = loss
-            elif reference == "lowest":
-                best = min(best, loss)
-    assert model[0].hardness.item() == 8.0 and scheduler.phase == "done" and scheduler.forced_steps == forced
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -559,7 +517,7 @@ def test_bad_rules_are_refused_by_name(make, error, words):
     ],
 )
 def test_rules_that_leave_no_step_to_harden_are_refused_and_change_nothing(arguments, error, words):
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     with pytest.raises(error, match=words):
         HardnessScheduler(model, 8, **arguments)
     assert not model[0].is_frozen
@@ -577,7 +535,7 @@ def test_rules_that_leave_no_step_to_harden_are_refused_and_change_nothing(argum
 )
 @pytest.mark.parametrize("call", [HardnessScheduler.step, HardnessScheduler.report])
 def test_a_bad_metric_is_refused_and_changes_nothing(call, metric, error, words):
-    model = make_model(2.0)
+    model = sites_alone(2.0)
     scheduler = HardnessScheduler(model, 8, start=Settled(patience=1), rate=AllowedLoss(0.1))
     scheduler.step(1.0)
     state = scheduler.state_dict()
@@ -587,7 +545,7 @@ def test_a_bad_metric_is_refused_and_changes_nothing(call, metric, error, words)
 
 
 def test_a_diverged_hardness_is_refused_by_name_when_a_metric_is_reported():
-    model = make_model(2.0, 3.0)
+    model = sites_alone(2.0, 3.0)
     scheduler = HardnessScheduler(model, 8, start=Settled(patience=1))
     scheduler.step(1.0)
     state = scheduler.state_dict()
@@ -600,7 +558,7 @@ def test_a_diverged_hardness_is_refused_by_name_when_a_metric_is_reported():
 
 
 def test_a_report_on_a_site_that_should_learn_but_is_frozen_is_refused():
-    model = make_model(2.0, 3.0)
+    model = sites_alone(2.0, 3.0)
     scheduler = HardnessScheduler(model, 8, start=Settled(patience=1))
     model[1].freeze_hardness()
     with pytest.raises(RuntimeError, match="step 0 is to learn the hardness, but it is frozen at 1"):
@@ -697,7 +655,7 @@ def test_the_keys_of_the_state_are_the_same_at_every_step(unbroken):
 
 
 def test_the_state_and_the_targets_are_copies_and_a_decided_onset_leaves_no_reference_behind():
-    model = make_model(torch.tensor([2.0, 3.0]), num_parameters=2)
+    model = sites_alone(torch.tensor([2.0, 3.0]), num_parameters=2)
     scheduler = HardnessScheduler(model, 8, start=Settled(patience=1), target={"0": [8.0, 9.0]})
     for _ in range(3):
         scheduler.step(1.0)
@@ -720,58 +678,9 @@ def test_a_copy_of_a_run_with_rules_goes_on_by_itself(unbroken):
     assert run.go(range(9, STEPS)) == trace[9:]
 
 
-TARGETS = st.one_of(st.floats(1.5, 60), st.lists(st.floats(1.5, 60), min_size=2, max_size=2))
-EVENTS = st.one_of(
-    st.tuples(st.just("step"), st.none() | st.floats(0.5, 2)),
-    st.tuples(st.just("report"), st.floats(0.5, 2)),
-    st.tuples(st.just("set_targets"), st.fixed_dictionaries({"0": TARGETS, "1": TARGETS})),
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(EVENTS, max_size=12),
-    st.sampled_from([3, 0.4, Settled(patience=1, metric_tolerance=0.5, latest=0.6)]),
-    st.sampled_from([0.9, Remaining(0.5)]),
-    st.sampled_from([None, AllowedLoss(0.2, waiting=0.3)]),
-    st.sampled_from(SCHEDULES),
-)
-def test_any_run_is_the_same_when_it_is_resumed_after_every_event_and_ends_at_its_targets(
-    events, start, end, rate, schedule
-):
-    def new_run():
-        model = make_model(torch.tensor([1.5, 4.0]), torch.tensor([2.0, 2.0]), num_parameters=2)
-        return model, HardnessScheduler(model, 10, start=start, end=end, rate=rate, schedule=schedule)
-
-    def happens(run, event, argument):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            getattr(run, event)(argument)
-
-    model, unbroken = new_run()
-    lowest = hardness_of(model)
-    for event, argument in [*events, *[("step", None)] * 10]:
-        resumed_model, resumed = new_run()
-        resumed_model.load_state_dict(model.state_dict())
-        resumed.load_state_dict(json.loads(json.dumps(unbroken.state_dict())))
-        for run in (unbroken, resumed):
-            happens(run, event, argument)
-        assert hardness_of(resumed_model) == hardness_of(model)
-        assert resumed.state_dict() == unbroken.state_dict()
-        present = hardness_of(model)
-        assert all(now >= then for a, b in zip(present, lowest, strict=True) for now, then in zip(a, b, strict=True))
-        lowest = present
-    assert unbroken.phase == "done"
-    for name, site in unbroken.get_last_hardness().items():
-        target = torch.tensor(unbroken.targets[name], dtype=torch.float64).expand(2)
-        assert (site.cpu() >= target).all()
-        last_moves = unbroken.state_dict()["path_hardness"][name] or unbroken.state_dict()["learned_hardness"][name]
-        assert torch.equal(site.cpu(), target.maximum(torch.tensor(last_moves, dtype=torch.float64)))
-
-
 def started(**changes):
     """A state in the middle of hardening with every rule, changed."""
-    model = make_model(2.0, 3.0)
+    model = sites_alone(2.0, 3.0)
     scheduler = HardnessScheduler(model, 8, **RULES)
     for _ in range(4):
         scheduler.step(1.0)
@@ -817,7 +726,7 @@ RULES = {"start": Settled(patience=1, latest=4), "end": Remaining(1.0), "rate": 
     ],
 )
 def test_a_state_of_another_plan_is_refused_by_name_and_changes_nothing(state, words):
-    model = make_model(2.0, 3.0)
+    model = sites_alone(2.0, 3.0)
     scheduler = HardnessScheduler(model, 8, **RULES)
     scheduler.step(2.0)
     before = scheduler.state_dict()
@@ -830,7 +739,7 @@ def test_a_state_of_another_plan_is_refused_by_name_and_changes_nothing(state, w
 
 @pytest.mark.parametrize("step", [1, 2, 5, 8, 11])
 def test_a_state_of_a_version_without_rules_resumes_as_it_did(step):
-    model, reference = make_model(2.0, 3.0), make_model(2.0, 3.0)
+    model, reference = sites_alone(2.0, 3.0), sites_alone(2.0, 3.0)
     plan = {"start": 0.2, "end": 0.8, "target": 9.0, "schedule": "geometric"}
     unbroken = HardnessScheduler(reference, 10, **plan)
     trace(reference, unbroken, [None] * step)
@@ -842,6 +751,6 @@ def test_a_state_of_a_version_without_rules_resumes_as_it_did(step):
     rest = max(0, 10 - step)
     assert trace(model, scheduler, [None] * rest) == pytest.approx(trace(reference, unbroken, [None] * rest), rel=1e-12)
     with pytest.raises(ValueError, match="rate differs"):
-        HardnessScheduler(make_model(2.0, 3.0), 10, **plan, rate=AllowedLoss(1.0)).load_state_dict(
+        HardnessScheduler(sites_alone(2.0, 3.0), 10, **plan, rate=AllowedLoss(1.0)).load_state_dict(
             {**old, "step": step, "learned_hardness": learned}
         )
