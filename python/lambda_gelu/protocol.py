@@ -229,9 +229,9 @@ class Substitution:
         return self._swap_step
 
     @property
-    def scheduler(self) -> HardnessScheduler:
-        """What hardens. After the swap it stands still."""
-        return self._scheduler
+    def scheduler(self) -> HardnessScheduler | None:
+        """What hardens, with the present targets; None after the swap."""
+        return None if self._report is not None else self._scheduler
 
     @property
     def statistics(self) -> Statistics | None:
@@ -281,16 +281,29 @@ class Substitution:
         if self._report is not None:
             value = self._score(evaluate)
             score = ShadowScore(value, value)
-            if self._evaluate is None or evaluate is self._evaluate:
-                self._report = self._report.with_metrics(recovered=value)
         else:
             with self._unobserved(), _same_modes(self._model):
                 score = shadow_evaluate(self._model, evaluate, statistics=self.best is not None)
+        self.record(score, recovered=self._evaluate is None or evaluate is self._evaluate)
+        return score
+
+    def record(self, score: ShadowScore, *, recovered: bool = True) -> None:
+        """Takes note of a score that was found elsewhere, as :meth:`validate` does with its own.
+
+        Args:
+            score: of the present step; with statistics where `keep_best` is on.
+            recovered: whether after the swap it is the metric of the report. Default True.
+
+        Raises:
+            ValueError: as :meth:`validate`.
+        """
+        if self._report is None:
             self._report_metric(score.as_is)
             self._scores = {"before": score.as_is, "swapped": score.as_relu}
+        elif recovered:
+            self._report = self._report.with_metrics(recovered=score.as_is)
         if self.best is not None:
             self.best.update(score, step=self._step)
-        return score
 
     def extra_loss(self) -> Tensor:
         """What recovery adds to the loss of a forward: distillation and the penalty on activations; 0 otherwise.
@@ -339,7 +352,7 @@ class Substitution:
             "plan": copy.deepcopy(self._plan),
             "step": self._step,
             "stage": self.stage,
-            "scheduler": self._scheduler.state_dict(),
+            "scheduler": None if self._report is not None else self._scheduler.state_dict(),
             "present": None if self._present is None else self._present.state_dict(),
             "last": None if self._last is None else self._last.state_dict(),
             "scores": dict(self._scores),
@@ -360,7 +373,7 @@ class Substitution:
                 where the model is a ReLU network already; nothing is changed.
         """
         report = self._checked_report(state_dict)
-        present, last = (_statistics_of(state_dict[key]) for key in ("present", "last"))
+        present, last = (self._loaded_statistics(state_dict[key]) for key in ("present", "last"))
         teacher = self._loaded_teacher(state_dict["teacher"], is_swapped=report is not None)
         if self.best is not None:
             copy.copy(self.best).load_state_dict(state_dict["best"])  # what it refuses, it refuses on a copy
@@ -403,6 +416,17 @@ class Substitution:
                 f"the state has ReLU at {list(report.substituted)}, the model at {list(self._report.substituted)}"
             )
         return report
+
+    def _loaded_statistics(self, state: Mapping[str, Any] | None) -> Statistics | None:
+        if state is None:
+            return None
+        statistics = Statistics({})
+        statistics.load_state_dict(state)
+        if set(statistics) != set(self._plan["sites"]) or statistics.per != self._per:
+            raise ValueError(
+                f"the state has statistics of another model: per {statistics.per} of the sites {list(statistics)}"
+            )
+        return statistics
 
     def _loaded_teacher(self, state: Mapping[str, Any] | None, *, is_swapped: bool) -> Teacher | None:
         if state is None or not is_swapped:
@@ -603,14 +627,6 @@ def _over_ranks(statistics: Statistics) -> Statistics:
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return statistics
     return statistics.snapshot().all_reduce()
-
-
-def _statistics_of(state: Mapping[str, Any] | None) -> Statistics | None:
-    if state is None:
-        return None
-    statistics = Statistics({})
-    statistics.load_state_dict(state)
-    return statistics
 
 
 @contextmanager
