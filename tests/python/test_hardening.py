@@ -11,6 +11,7 @@ import pytest
 import torch
 from networks import hardness_of, sites_alone
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import lambda_gelu
 from lambda_gelu import (
@@ -471,6 +472,26 @@ def test_without_any_report_hardening_waits_as_long_as_it_can():
     scheduler = HardnessScheduler(model, 4, start=0, target=10.0, rate=AllowedLoss(0.1, waiting=0.5))
     with pytest.warns(UserWarning, match="no loss has been reported"):
         assert trace(model, scheduler, [None] * 4) == pytest.approx([2, 2, 6, 10], rel=1e-14)
+
+
+# --- compiled --------------------------------------------------------------------------------------------------------
+
+
+def test_neither_reports_nor_new_targets_compile_a_model_again():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), LambdaGELU(4), nn.Linear(4, 1))
+    scheduler = HardnessScheduler(model, 8, start=Settled(patience=1), rate=AllowedLoss(0.1))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    x, phases = torch.randn(5, 3), set()
+    for step in range(9):
+        y = compiled(x)
+        torch.testing.assert_close(y, model(x))
+        y.sum().backward()
+        phases.add(scheduler.phase)
+        scheduler.step(1.0)
+        scheduler.set_targets({"1": [9.0 + step, 8.0, 7.0, 6.0]})
+    assert counter.frame_count == 1 and phases == {"learn", "harden", "done"}
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
