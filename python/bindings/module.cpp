@@ -7,7 +7,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "histogram.h"
@@ -80,23 +82,33 @@ of the pre-activations to get lambda.
 Raises ValueError where no kappa reaches it.)doc");
 }
 
-std::vector<double> scheduled_hardness(const std::string& schedule, const std::vector<double>& start, double target,
-                                       double progress) {
+std::vector<double> scheduled_hardness(const std::string& schedule, const std::vector<double>& start,
+                                       const std::variant<double, std::vector<double>>& target, double progress,
+                                       double start_progress) {
   const auto kind = lambda_gelu::schedule_from_name(schedule);
+  const auto* targets = std::get_if<std::vector<double>>(&target);
+  if (targets && targets->size() != start.size()) {
+    throw std::invalid_argument("target must have " + std::to_string(start.size()) +
+                                " values, one for each of start, got " + std::to_string(targets->size()));
+  }
   std::vector<double> hardness;
   hardness.reserve(start.size());
-  for (const double from : start) {
-    hardness.push_back(lambda_gelu::scheduled_hardness(kind, from, target, progress));
+  for (std::size_t i = 0; i < start.size(); ++i) {
+    const double to = targets ? (*targets)[i] : std::get<double>(target);
+    hardness.push_back(lambda_gelu::scheduled_hardness(kind, start[i], to, progress, start_progress));
   }
   return hardness;
 }
 
 void bind_schedule(py::module_& m) {
-  m.def("scheduled_hardness", &scheduled_hardness, "schedule"_a, "start"_a, "target"_a, "progress"_a, R"doc(
-scheduled_hardness(schedule, start, target, progress) -> list[float]
+  m.def("scheduled_hardness", &scheduled_hardness, "schedule"_a, "start"_a, "target"_a, "progress"_a,
+        "start_progress"_a = 0.0, R"doc(
+scheduled_hardness(schedule, start, target, progress, start_progress=0.0) -> list[float]
 
-The hardness of every channel at `progress` in [0, 1] on its way from start[c] to target; exactly start[c] at 0 and
-exactly target at 1. schedule: "linear", "geometric", "harmonic" or "cosine".)doc");
+The hardness of every channel at `progress` in [0, 1] on its way from start[c] to target (a number, or one for each
+channel); exactly start[c] at start_progress and exactly the target at 1. A start_progress above 0 means a way that
+stands at start[c] there, as after a change of the target, and goes on with what is left of the schedule. schedule:
+"linear", "geometric", "harmonic" or "cosine".)doc");
   py::class_<lambda_gelu::HardeningWindow>(m, "HardeningWindow", R"doc(
 HardeningWindow(total_steps, start, end)
 

@@ -19,17 +19,25 @@ constexpr std::array<std::pair<Schedule, std::string_view>, 4> kScheduleNames{{
     {Schedule::kCosine, "cosine"},
 }};
 
-double interpolate(Schedule schedule, double from, double to, double progress) {
+double cosine_weight(double progress) {
+  const double sine = std::sin(progress * std::numbers::pi / 2);
+  return sine * sine;
+}
+
+// On the way that stands at `from` at `start`. Three schedules are straight lines of something, so what is left of one
+// is one again; the rest of a cosine wave goes on as steep as the wave is there.
+double interpolate(Schedule schedule, double from, double to, double progress, double start) {
+  const double rest = start == 0 ? progress : (progress - start) / (1 - start);
   switch (schedule) {
     case Schedule::kLinear:
-      return std::lerp(from, to, progress);
+      return std::lerp(from, to, rest);
     case Schedule::kGeometric:
-      return std::exp(std::lerp(std::log(from), std::log(to), progress));
+      return std::exp(std::lerp(std::log(from), std::log(to), rest));
     case Schedule::kHarmonic:
-      return from / std::lerp(1.0, from / to, progress);
+      return from / std::lerp(1.0, from / to, rest);
     case Schedule::kCosine: {
-      const double sine = std::sin(progress * std::numbers::pi / 2);
-      return std::lerp(from, to, sine * sine);
+      const double before = start == 0 ? 0 : cosine_weight(start);
+      return std::lerp(from, to, (cosine_weight(progress) - before) / (1 - before));
     }
   }
   throw std::invalid_argument(fmt::format("schedule must be one of the four enumerators, got {}", int(schedule)));
@@ -64,16 +72,20 @@ std::string_view schedule_name(Schedule schedule) {
   throw std::invalid_argument(fmt::format("schedule must be one of the four enumerators, got {}", int(schedule)));
 }
 
-double scheduled_hardness(Schedule schedule, double from, double to, double progress) {
+double scheduled_hardness(Schedule schedule, double from, double to, double progress, double start_progress) {
   checks::finite_positive("from", from);
   checks::finite_positive("to", to);
   if (!(progress >= 0 && progress <= 1)) {
     throw std::invalid_argument(fmt::format("progress must be in [0, 1], got {}", progress));
   }
-  if (progress == 0) return from;
+  if (!(start_progress >= 0 && start_progress <= progress)) {
+    throw std::invalid_argument(
+        fmt::format("start_progress must be in [0, {}], the progress, got {}", progress, start_progress));
+  }
   if (progress == 1) return to;
+  if (progress == start_progress) return from;
   // Rounding must not carry a value beyond an end point: the frozen lambda has to rise monotonically to its target.
-  return std::clamp(interpolate(schedule, from, to, progress), std::min(from, to), std::max(from, to));
+  return std::clamp(interpolate(schedule, from, to, progress, start_progress), std::min(from, to), std::max(from, to));
 }
 
 std::string_view phase_name(Phase phase) {

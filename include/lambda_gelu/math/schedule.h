@@ -21,9 +21,11 @@ LAMBDA_GELU_API Schedule schedule_from_name(std::string_view name);
 LAMBDA_GELU_API std::string_view schedule_name(Schedule schedule);
 
 /// The hardness at `progress` in [0, 1] on the way from `from` to `to`; exactly `from` at 0 and exactly `to` at 1.
-/// `to` may be below `from`. Throws std::invalid_argument for a progress outside [0, 1] or a hardness that is not
-/// finite and positive.
-LAMBDA_GELU_API double scheduled_hardness(Schedule schedule, double from, double to, double progress);
+/// `to` may be below `from`. With `start_progress`: on a way that stands at `from` there, as after a change of the
+/// target; exactly `from` at start_progress, and what is left of the schedule after it. Throws std::invalid_argument
+/// for a progress outside [0, 1], a start_progress outside [0, progress] or a hardness that is not finite and positive.
+LAMBDA_GELU_API double scheduled_hardness(Schedule schedule, double from, double to, double progress,
+                                          double start_progress = 0.0);
 
 enum class Phase {
   kLearn,   ///< lambda is a trained parameter

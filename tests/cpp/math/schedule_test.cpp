@@ -47,6 +47,32 @@ TEST_P(EverySchedule, StandsStillBetweenEqualEnds) {
   for (double progress : {0.0, 0.1, 0.5, 0.9, 1.0}) EXPECT_EQ(scheduled_hardness(GetParam(), 2.7, 2.7, progress), 2.7);
 }
 
+// Whoever starts again from where the way stands, with the same target, goes the same way.
+TEST_P(EverySchedule, RestOfAWayIsTheWayItself) {
+  for (double start : {0.0, 0.1, 0.5, 0.99}) {
+    const double there = scheduled_hardness(GetParam(), 1.7, 23, start);
+    EXPECT_EQ(scheduled_hardness(GetParam(), there, 23, start, start), there);
+    EXPECT_EQ(scheduled_hardness(GetParam(), there, 23, 1, start), 23);
+    for (double progress : {0.1, 0.3, 0.5, 0.77, 0.99}) {
+      if (progress < start) continue;
+      EXPECT_NEAR(scheduled_hardness(GetParam(), there, 23, progress, start) /
+                      scheduled_hardness(GetParam(), 1.7, 23, progress),
+                  1, 1e-14);
+    }
+  }
+}
+
+TEST_P(EverySchedule, NewTargetIsReachedFromWhereTheWayStands) {
+  const double there = scheduled_hardness(GetParam(), 1.7, 23, 0.4);
+  double last = there;
+  for (int i = 1; i <= 60; ++i) {
+    const double up = scheduled_hardness(GetParam(), there, 40, 0.4 + 0.01 * i > 1 ? 1 : 0.4 + 0.01 * i, 0.4);
+    EXPECT_GT(up, last);
+    last = up;
+  }
+  EXPECT_EQ(last, 40);
+}
+
 TEST_P(EverySchedule, NameRoundTrips) {
   EXPECT_EQ(schedule_from_name(schedule_name(GetParam())), GetParam());
 }
@@ -54,6 +80,9 @@ TEST_P(EverySchedule, NameRoundTrips) {
 TEST_P(EverySchedule, RefusesWhatHasNoMeaning) {
   for (double progress : {-1e-9, 1.0000001, kInf, kNaN}) {
     expect_refusal([&] { scheduled_hardness(GetParam(), 1, 8, progress); }, "progress", "[0, 1]", "got");
+  }
+  for (double start : {-1e-9, 0.51, kInf, kNaN}) {
+    expect_refusal([&] { scheduled_hardness(GetParam(), 1, 8, 0.5, start); }, "start_progress", "[0, 0.5]", "got");
   }
   for (double hardness : {0.0, -1.0, kInf, kNaN}) {
     expect_refusal([&] { scheduled_hardness(GetParam(), hardness, 8, 0.5); }, "from", "finite and positive", "got");
