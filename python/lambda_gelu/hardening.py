@@ -440,32 +440,10 @@ class HardnessScheduler:
         tick, ticks = self._ticks(state)
         begin, origin = state.path.get(name, (0, state.learned[name]))
         target = state.targets[name]
-        scheduled = _scheduled(self._schedule, origin, target, tick=tick, begin=begin, ticks=ticks)
+        window = _C.HardeningWindow(ticks, 0.0, 1.0)
+        progress, start_progress = window.progress(tick), window.progress(begin)
+        scheduled = _C.scheduled_hardness(self._schedule, origin, target, progress, start_progress)
         return [max(before, after) for before, after in zip(origin, scheduled, strict=True)]
-
-
-def _scheduled(
-    schedule: str, origin: list[float], target: float | list[float], *, tick: int, begin: int, ticks: int
-) -> list[float]:
-    """λ at a tick on the way that stands at `origin` at the tick `begin`, and at the target at the last one."""
-    progress = _progress(tick, ticks)
-    if begin > 0:
-        if schedule == "cosine" and begin < ticks:  # a wave of its own for the rest would begin by standing still
-            weight, before = (_C.scheduled_hardness("cosine", [1.0], 2.0, p)[0] - 1 for p in (progress, begin / ticks))
-            schedule, progress = "linear", (weight - before) / (1 - before)
-        else:
-            progress = _progress(tick - begin, ticks - begin)
-    targets = target if isinstance(target, list) else [target] * len(origin)
-    if len(set(targets)) == 1:
-        return _C.scheduled_hardness(schedule, origin, targets[0], progress)
-    return [
-        _C.scheduled_hardness(schedule, [before], after, progress)[0]
-        for before, after in zip(origin, targets, strict=True)
-    ]
-
-
-def _progress(tick: int, ticks: int) -> float:
-    return _C.HardeningWindow(ticks, 0.0, 1.0).progress(tick) if ticks > 0 else 1.0
 
 
 def _step_of(name: str, when: float | int, end: float | Remaining, total_steps: int) -> int:
