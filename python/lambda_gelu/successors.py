@@ -61,6 +61,7 @@ class Successor:
     layers: tuple[SuccessorLayer, ...]
     channel_dim: int
     num_channels: int
+    same_dims: tuple[int, ...] = field(repr=False, compare=False, kw_only=True)  # what else names that dimension
 
     def __str__(self) -> str:
         return ", ".join(layer.parameter for layer in self.layers)
@@ -129,8 +130,10 @@ def _found(dataflow: Dataflow, site: LambdaGELU) -> Successor:
     dim, arrivals = channels_of(site, output)
     layers = tuple(_layer(dataflow, call, channels) for call, channels in arrivals.items())
     if output.shape is None:
-        return Successor(layers, dim, len(layers[0].channels))
-    return Successor(layers, -1 if dim == len(output.shape) - 1 else dim, output.shape[dim])
+        return Successor(layers, dim, len(layers[0].channels), same_dims=(dim,))
+    dim_count = len(output.shape)
+    same_dims = (dim, dim - dim_count)
+    return Successor(layers, -1 if dim == dim_count - 1 else dim, output.shape[dim], same_dims=same_dims)
 
 
 def only_call(dataflow: Dataflow, module: nn.Module) -> Call:
