@@ -44,6 +44,26 @@ def convert_refuses_what_is_wrapped_already(group: Group) -> None:
 
 
 @fact(2)
+def corrections_and_folds_are_refused_where_no_rank_has_the_weights(group: Group) -> None:
+    x = batches()[0][0]
+    correct = partial(
+        lambda_gelu.to_relu_,
+        correction="bias",
+        calibrate=lambda model: model(x),
+        evaluate=lambda model: 0.0,
+        higher_is_better=True,
+    )
+    for name, wrap in wrappers(group).items():
+        advice = r"give its \.module" if name == "DDP" else "before the model is spread over ranks"
+        for use in (correct, lambda_gelu.fold_hardness_):
+            model = wrap(make_model())
+            if name == "FSDP1" and use is correct:
+                advice = "flattened parameter|before the model is spread over ranks"
+            assert all(re.search(advice, text) for text in refusals(group, partial(use, model))), (name, use)
+            assert len(lambda_gelu.find_sites(model)) == 2
+
+
+@fact(2)
 def to_relu_refuses_ddp_and_says_what_to_do(group: Group) -> None:
     model = DistributedDataParallel(make_model(), process_group=group.process_group)
     nested = nn.Sequential(nn.Identity(), model)
