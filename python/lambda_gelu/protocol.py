@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from ._scores import as_number, cuda_devices
 from .hardening import HardnessScheduler
 from .modules import LambdaGELU
 from .pacing import AllowedLoss, Remaining, Settled
 from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
 from .report import SubstitutionReport
-from .shadow import BestSubstituted, ShadowScore, as_number, cuda_devices, shadow_evaluate, site_ser
+from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
 from .sites import find_sites, find_slots, refuse_compiled, refuse_synchronized, unwrapped
 from .statistics import Statistics, observe
 from .substitution import to_relu_
@@ -269,7 +270,7 @@ class Substitution:
             evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
 
         Returns:
-            ShadowScore: after the swap with the same score twice.
+            ShadowScore: with the same score twice where no site is left.
 
         Raises:
             ValueError: where there is no `evaluate`; for a score that is not finite where `start` or `rate` depends on
@@ -278,12 +279,12 @@ class Substitution:
         evaluate = self._evaluate if evaluate is None else evaluate
         if evaluate is None:
             raise ValueError("evaluate must be given here or to the constructor")
-        if self._report is not None:
-            value = self._score(evaluate)
-            score = ShadowScore(value, value)
-        else:
-            with self._unobserved(), _same_modes(self._model):
+        with self.unobserved(), _same_modes(self._model):
+            if has_sites(self._model):
                 score = shadow_evaluate(self._model, evaluate, statistics=self.best is not None)
+            else:
+                value = as_number(evaluate(self._model))
+                score = ShadowScore(value, value)
         self.record(score, recovered=self._evaluate is None or evaluate is self._evaluate)
         return score
 
@@ -500,7 +501,7 @@ class Substitution:
                     warnings.simplefilter("ignore", HardnessCapWarning)
                 targets = suggest_targets(statistics, self._tolerance, cap=self._cap, per=self._per)
         sites = find_sites(self._model)
-        required = {name: min(self._tolerance, site_ser(statistics[name], targets[name])) for name in sites}
+        required = {name: min(self._tolerance, statistics[name].ser_db(targets[name])) for name in sites}
         return targets, required
 
     def _is_hardening(self) -> bool:
@@ -522,8 +523,8 @@ class Substitution:
         self._present = None
 
     @contextmanager
-    def _unobserved(self) -> Iterator[None]:
-        """What runs within does not count. Not resumed where there is no site any more."""
+    def unobserved(self) -> Iterator[None]:
+        """What runs within does not count for the targets."""
         present = self._present
         if present is None:
             yield
@@ -533,7 +534,7 @@ class Substitution:
         try:
             yield
         finally:
-            if any(isinstance(module, LambdaGELU) for module in self._model.modules()):
+            if has_sites(self._model):
                 self._present = self._observation.enter_context(observe(self._model, per=self._per))
                 self._present.load_state_dict(counted)
 
@@ -570,31 +571,32 @@ class Substitution:
     # --- the swap ----------------------------------------------------------------------------------------------------
 
     def _swap(self, is_whole: bool) -> None:
-        statistics = _over_ranks(self._for_targets(is_whole))
-        with self._unobserved():
+        statistics = None if self._calibration is not None else _over_ranks(self._for_targets(is_whole))
+        with self.unobserved():
             teacher = None if self._distillation is None else Teacher(self._model)
             raw = _raw_hardness(self._model)
             with self._aside():
-                report = self._to_relu(statistics)
+                report = to_relu_(
+                    self._model,
+                    correction=self._correction,
+                    statistics=statistics,
+                    calibrate=self._calibration,
+                    evaluate=self._evaluate,
+                    higher_is_better=self._higher_is_better,
+                    metric_name=self._metric_name,
+                    max_loss=self._max_loss,
+                    example_inputs=self._example_inputs,
+                )
         self._stop_observing()
         self._begin_recovery(raw, list(report.substituted), teacher)
-        self._report = report
-
-    def _to_relu(self, statistics: Statistics) -> SubstitutionReport:
-        options: dict[str, Any] = {}
-        metrics = dict(self._scores)
-        if self._evaluate is not None:
-            metrics = {"before": as_number(self._evaluate(self._model))}
-        report = to_relu_(self._model, **options)
-        if self._evaluate is not None:
-            metrics["swapped"] = as_number(self._evaluate(self._model))
-        return SubstitutionReport(report.sites, self._metric_name, self._higher_is_better, metrics)
+        self._report = report if self._evaluate is not None else report.with_metrics(**self._scores)
 
     def _replace(self, names: list[str], teacher: Teacher | None) -> None:
         """The swap of a checkpoint, in a model that has not had it."""
         raw = _raw_hardness(self._model)
         self._stop_observing()
-        to_relu_(self._model)
+        if names:
+            to_relu_(self._model, sites=names)
         self._begin_recovery(raw, names, teacher)
 
     def _begin_recovery(self, raw: Mapping[str, Tensor], names: list[str], teacher: Teacher | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._scores import as_number, cuda_devices
 from .modules import LambdaGELU
 from .sites import find_sites, unwrapped
-from .statistics import Histogram, Statistics, observe
+from .statistics import Statistics, observe
 from .substitution import relu_substituted
 
 _HARDNESS_KEYS = ("raw_hardness", "hardness_override", "_extra_state")
@@ -132,7 +132,7 @@ class BestSubstituted:
         if not isinstance(higher_is_better, bool):
             raise TypeError(f"higher_is_better must be a bool, got {type(higher_is_better).__name__}")
         self._model = model
-        self._sites = tuple(find_sites(model)) if _has_sites(model) else ()
+        self._sites = tuple(find_sites(model)) if has_sites(model) else ()
         self._higher_is_better = higher_is_better
         self._tolerance = self._checked_tolerance(tolerance_db)
         self._slack = _checked_number("slack_db", slack_db)
@@ -184,7 +184,7 @@ class BestSubstituted:
         as_is = score.as_is if isinstance(score, ShadowScore) else None
         if statistics is None and isinstance(score, ShadowScore):
             statistics = score.statistics
-        ser = self._ser(statistics) if _has_sites(self._model) else {}
+        ser = self._ser(statistics) if has_sites(self._model) else {}
         self.below = {name: value for name, value in ser.items() if not value >= self._tolerance[name] - self._slack}
         if self.below or not self._improves(as_relu):
             return False
@@ -287,14 +287,7 @@ class BestSubstituted:
             )
 
 
-def site_ser(histogram: Histogram, hardness: float | Sequence[float]) -> float:
-    """SER in dB; its lower bound where there are λ per channel but one histogram of all."""
-    if isinstance(hardness, (int, float)):
-        return histogram.ser_db(hardness)
-    return histogram.ser_db(min(hardness) if histogram.num_channels == 1 else hardness)
-
-
-def _has_sites(model: nn.Module) -> bool:
+def has_sites(model: nn.Module) -> bool:
     return any(isinstance(module, LambdaGELU) for module in model.modules())
 
 
