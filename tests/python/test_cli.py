@@ -37,6 +37,11 @@ def hard():
         site.set_hardness(torch.linspace(16.0, 32.0, site.num_parameters))
     return model
 
+def mixed():
+    model = hard()
+    model[1].set_hardness(0.1)
+    return model
+
 def relu():
     return net(nn.ReLU(), nn.ReLU())
 
@@ -71,6 +76,12 @@ def nan_data():
 
 def wrong_size():
     return [torch.randn(2, 5)]
+
+def distance_from_mixed(model):
+    return sum((model(x) - mixed()(x)).square().mean() for x, _ in data())
+
+def in_training(model):
+    return float(model.training or torch.is_grad_enabled())
 
 def nan_loss(model, batch):
     return loss(model, batch) * float("nan")
@@ -292,6 +303,22 @@ def test_substitute_recovers(users, capsys):
     relu = users_module().net(nn.ReLU(), nn.ReLU())
     relu.load_state_dict(torch.load("relu.pt", weights_only=True))
     assert users_module().metric(relu).item() == pytest.approx(metrics["recovered"])
+
+
+def test_substitute_leaves_what_would_cost_too_much(users, capsys):
+    limit = ("--metric", "users_file:distance_from_mixed", "--max-loss", 1e-4, "--report-json", "report.json")
+    assert run("substitute", *model_and_data("mixed"), *limit, "--output", "relu.pt", "--quiet") == 0
+    assert "still λ-GELU: 1" in capsys.readouterr().out
+    report = SubstitutionReport.from_json("report.json")
+    assert (report.substituted, report.left) == (("3",), ("1",))
+    assert 0 < report.cost("swapped") <= 1e-4
+    assert [key for key in torch.load("relu.pt") if "hardness" in key] == ["1.raw_hardness", "1.hardness_override"]
+
+
+def test_the_metric_is_asked_in_evaluation_mode_without_gradients(users, capsys):
+    arguments = ("--metric", "users_file:in_training", "--report-json", "report.json", "--output", "relu.pt", "--quiet")
+    assert run("substitute", *model_and_data("hard"), *arguments) == 0
+    assert set(SubstitutionReport.from_json("report.json").metrics.values()) == {0.0}
 
 
 def test_bars_show_the_progress_on_stderr(users, capsys):
