@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import lambda_gelu
 from lambda_gelu import (
     AllowedLoss,
+    Distillation,
     HardnessScheduler,
     LambdaGELU,
     Remaining,
@@ -29,6 +30,8 @@ from transformers import activations  # noqa: E402
 from lambda_gelu.integrations.transformers import (  # noqa: E402
     HardnessCallback,
     HardnessTrainerMixin,
+    SubstitutionCallback,
+    SubstitutionTrainerMixin,
     converted,
     optimizer_groups,
 )
@@ -294,7 +297,7 @@ class Recorder(transformers.TrainerCallback):
         self.logged.append(dict(logs))
 
     def on_step_end(self, args, state, control, model, **kwargs):
-        self.hardness.append([site.hardness.item() for site in find_sites(model).values()])
+        self.hardness.append([m.hardness.item() for m in model.modules() if isinstance(m, LambdaGELU)])
 
 
 def make_trainer(folder, *, callbacks=None, kind=HardnessTrainer, model=None, **options):
@@ -308,10 +311,7 @@ def make_trainer(folder, *, callbacks=None, kind=HardnessTrainer, model=None, **
         output_dir=str(folder),
         use_cpu=True,
         disable_tqdm=True,
-        per_device_train_batch_size=4,
-        learning_rate=0.01,
-        weight_decay=0.1,
-        **options,
+        **{"per_device_train_batch_size": 4, "learning_rate": 0.01, "weight_decay": 0.1, **options},
     )
     data = [{"input_ids": row, "labels": row} for row in rows]
     callbacks = [HardnessCallback(start=0.5, target=4.0)] if callbacks is None else callbacks
@@ -521,3 +521,134 @@ def make_converted():
     model = make_gpt2()
     convert_(model)
     return model
+
+
+# --- the whole protocol ----------------------------------------------------------------------------------------------
+
+
+class SubstitutionTrainer(SubstitutionTrainerMixin, transformers.Trainer):
+    pass
+
+
+PROTOCOL = {"start": 3, "harden": 0.4, "recover": 4, "calibrate": 2, "tolerance_db": 20.0, "cap": 1000.0}  # of 12 steps
+DISTILLED = {**PROTOCOL, "distillation": Distillation(0.5, 2.0), "activation_l1": 0.01}
+
+
+def make_protocol_trainer(folder, protocol=DISTILLED, **options):
+    callback = SubstitutionCallback(**protocol)
+    options = {"max_steps": 12, "eval_strategy": "steps", "eval_steps": 3, **options}
+    return callback, make_trainer(folder, callbacks=[callback], kind=SubstitutionTrainer, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 3}, {"bf16": True}])
+def test_the_trainer_goes_the_whole_way_to_a_relu_network(tmp_path, options):
+    callback, trainer = make_protocol_trainer(tmp_path, save_strategy="steps", save_steps=12, **options)
+    stages = []
+
+    class Stages(transformers.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            stages.append(callback.substitution.stage)
+
+    trainer.add_callback(Stages())
+    trainer.train()
+    assert stages == ["learn"] * 2 + ["harden"] * 5 + ["recover"] * 4 + ["done"]
+    assert not any(isinstance(module, LambdaGELU) for module in trainer.model.modules())
+    *weights, hardness = trainer.optimizer.param_groups
+    assert hardness["params"] == []
+    assert {p for group in weights for p in group["params"]} == set(trainer.model.parameters())
+    report = callback.substitution.report()
+    evaluations = {entry["step"]: entry for entry in trainer.state.log_history if "eval_loss" in entry}
+    as_relu = {entry["step"]: entry for entry in trainer.state.log_history if "eval_relu_loss" in entry}
+    assert report.metrics == {
+        "before": evaluations[6]["eval_loss"],
+        "swapped": as_relu[6]["eval_relu_loss"],
+        "recovered": evaluations[12]["eval_loss"],
+    }
+    assert report.metrics["before"] != report.metrics["swapped"]
+    saved = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-12")
+    assert {name for name, _ in saved.named_parameters()} == {name for name, _ in trainer.model.named_parameters()}
+
+
+def test_recovery_adds_its_loss_once_for_every_optimizer_step(tmp_path):
+    def trained(accumulate, protocol):
+        model = make_gpt2()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        options = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 8 // accumulate}
+        _, trainer = make_protocol_trainer(
+            tmp_path, protocol, model=model, optim="sgd", learning_rate=0.1, eval_strategy="no", **options
+        )
+        trainer.train()
+        return trainer.model.state_dict()
+
+    strong = {**PROTOCOL, "distillation": Distillation(50.0), "activation_l1": 5.0}
+    whole, parts, plain = trained(1, strong), trained(2, strong), trained(1, PROTOCOL)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+    assert any((value - plain[name]).abs().max() > 1e-3 for name, value in whole.items())
+
+
+@pytest.fixture(scope="module")
+def unbroken_protocol(tmp_path_factory):
+    """A training that has left a checkpoint after every second step."""
+    folder = tmp_path_factory.mktemp("protocol")
+    _, trainer = make_protocol_trainer(folder, save_strategy="steps", save_steps=2)
+    trainer.train()
+    return trainer
+
+
+# While calibrating, hardening, right after the swap, in recovery.
+@pytest.mark.parametrize("stop", [2, 6, 8, 10])
+def test_a_protocol_resumed_in_any_stage_equals_an_unbroken_one(unbroken_protocol, tmp_path, stop):
+    checkpoint = Path(unbroken_protocol.args.output_dir) / f"checkpoint-{stop}"
+    callback, resumed = make_protocol_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert callback.substitution.stage == "done"
+    ours, theirs = resumed.model.state_dict(), unbroken_protocol.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+
+
+def test_a_protocol_is_resumed_from_its_last_checkpoint_or_refused(unbroken_protocol, tmp_path):
+    _, trainer = make_protocol_trainer(tmp_path, {**DISTILLED, "tolerance_db": 25.0})
+    with pytest.raises(ValueError, match=r"tolerance_db differs: the state has 20\.0, this protocol 25\.0"):
+        trainer.train(resume_from_checkpoint=str(Path(unbroken_protocol.args.output_dir) / "checkpoint-10"))
+    assert len(find_sites(trainer.model)) == 2
+
+    make_trainer(tmp_path, callbacks=[], max_steps=2, save_strategy="steps", save_steps=2).train()
+    _, trainer = make_protocol_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint-2 has no substitution\.pt: it was written without"):
+        trainer.train(resume_from_checkpoint=True)
+    _, trainer = make_protocol_trainer(tmp_path, max_steps=13)
+    with pytest.raises(ValueError, match="total_steps differs: the checkpoint has 12, this Trainer 13"):
+        trainer.train(resume_from_checkpoint=str(Path(unbroken_protocol.args.output_dir) / "checkpoint-2"))
+
+
+def test_a_protocol_needs_its_trainer_and_options_that_exist(tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tolerance'"):
+        SubstitutionCallback(tolerance=30.0)
+    with pytest.raises(TypeError, match="total_steps is the Trainer's"):
+        SubstitutionCallback(total_steps=30)
+    _, trainer = make_protocol_trainer(tmp_path, {"recover": 20})
+    with pytest.raises(ValueError, match="recover must be from 0 to 11 steps, got 20"):
+        trainer.train()
+
+
+def test_the_best_checkpoint_is_chosen_as_a_relu_network(tmp_path):
+    protocol = {**PROTOCOL, "keep_best": True, "higher_is_better": False}
+    callback, trainer = make_protocol_trainer(
+        tmp_path,
+        protocol,
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="relu_loss",
+        greater_is_better=False,
+    )
+    trainer.train()
+    history = trainer.state.log_history
+    scores = {entry["step"]: entry["eval_relu_loss"] for entry in history if "eval_relu_loss" in entry}
+    scores |= {entry["step"]: entry["eval_loss"] for entry in history if entry["step"] > 8 and "eval_loss" in entry}
+    assert trainer.state.best_metric == min(scores.values())
+    best = callback.substitution.best.best
+    assert best.score == scores[best.step] and best.step > 3
