@@ -21,6 +21,7 @@ from . import __version__
 from ._loading import Batches, UserError, call, inputs_of, load_function, load_model, one_line, run
 from .inspection import inspect_sites
 from .report import LITTLE_LOSS_DB
+from .site_costs import SiteWeight, site_weights
 from .sites import find_sites
 from .statistics import Statistics, observe
 from .substitution import to_relu_
@@ -87,6 +88,7 @@ def _substitute(options: argparse.Namespace) -> None:
     model, batches = _model_and_data(options)
     loss = None if options.loss is None else load_function(options.loss, "--loss")
     training = Batches(options.train_data or options.data, "--train-data", None, options.device)
+    weights = None if loss is None else _weights(model, next(iter(training)), loss, options.loss)
     with ExitStack() as bars:
         evaluate = None if options.metric is None else _Metric(options.metric, options.quiet, bars)
         report = to_relu_(
@@ -100,7 +102,9 @@ def _substitute(options: argparse.Namespace) -> None:
             max_loss=options.max_loss,
             add_bias=options.add_bias,
         )
-        if loss is not None:
+        if weights is not None:
+            report = report.with_predicted_costs(weights)
+        if loss is not None and options.recover_steps:
             _recover(model, training, loss, options)
             if evaluate is not None:
                 report = report.with_metrics(recovered=evaluate(model))
@@ -182,6 +186,11 @@ class _Metric:
         return float(score)
 
 
+def _weights(model: nn.Module, batch: Any, loss: Callable[..., Any], spec: str) -> dict[str, SiteWeight]:
+    """What each site does to the loss of a batch."""
+    return site_weights(model, lambda asked: _loss(loss, spec, asked, batch))
+
+
 def _recover(model: nn.Module, batches: Batches, loss: Callable[..., Any], options: argparse.Namespace) -> None:
     """Fine-tunes everything but λ of the substituted model, for some steps of Adam."""
     parameters = [parameter for name, parameter in model.named_parameters() if not name.endswith("raw_hardness")]
@@ -192,7 +201,9 @@ def _recover(model: nn.Module, batches: Batches, loss: Callable[..., Any], optio
     try:
         while done < options.recover_steps:
             for batch in islice(batches, options.recover_steps - done):
-                value = _loss(loss, options.loss, model, batch, done + 1)
+                value = _loss(loss, options.loss, model, batch)
+                if not math.isfinite(value.item()):
+                    raise UserError(f"--loss: {options.loss} gave {value.item()} at step {done + 1} of the recovery")
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
@@ -205,12 +216,10 @@ def _recover(model: nn.Module, batches: Batches, loss: Callable[..., Any], optio
         model.eval()
 
 
-def _loss(function: Callable[..., Any], spec: str, model: nn.Module, batch: Any, step: int) -> Tensor:
+def _loss(function: Callable[..., Any], spec: str, model: nn.Module, batch: Any) -> Tensor:
     value = call(function, spec, model, batch)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise UserError(f"--loss: {spec} must return a tensor of one element with a gradient")
-    if not math.isfinite(value.item()):
-        raise UserError(f"--loss: {spec} gave {value.item()} at step {step} of the recovery")
     return value
 
 
@@ -282,8 +291,10 @@ def _check_substitute(options: argparse.Namespace) -> None:
             raise UserError(f"{name} needs --metric: it keeps what the metric agrees with")
     if options.recover_steps and options.loss is None:
         raise UserError("--recover-steps needs --loss module:function, which takes the model and a batch")
-    if options.loss is not None and not options.recover_steps:
-        raise UserError("--loss is for a recovery: --recover-steps must say how long")
+    if options.recover_steps < 0:
+        raise UserError(f"--recover-steps must not be negative, got {options.recover_steps}")
+    if not (math.isfinite(options.lr) and options.lr > 0):
+        raise UserError(f"--lr must be finite and positive, got {options.lr:g}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -294,6 +294,16 @@ def test_substitute_corrects_where_the_metric_agrees(users, capsys):
     assert users_module().metric(relu).item() == pytest.approx(report.metrics["corrected"])
 
 
+def test_substitute_predicts_what_each_site_costs_where_it_has_a_loss(users, capsys):
+    arguments = ("--loss", "users_file:loss", "--report-json", "report.json", "--output", "relu.pt", "--quiet")
+    assert run("substitute", *model_and_data("soft"), *arguments) == 0
+    model, batch = users_module().soft(), users_module().data()[0]
+    weights = lambda_gelu.site_weights(model, lambda asked: users_module().loss(asked, batch))
+    for site in SubstitutionReport.from_json("report.json").sites:
+        assert site.predicted_cost == pytest.approx(weights[site.name].weight * site.expected_gap)
+        assert site.predicted_cost != 0
+
+
 def test_substitute_recovers(users, capsys):
     recovery = ("--recover-steps", 30, "--loss", "users_file:loss", "--lr", 0.01)
     arguments = ("--metric", "users_file:metric", "--report-json", "report.json", "--output", "relu.pt", "--quiet")
@@ -397,9 +407,11 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(users, capsys, argument
         (("--correction", "bias"), "--correction bias needs --metric"),
         (("--max-loss", "0.1"), "--max-loss needs --metric"),
         (("--recover-steps", "3"), "--recover-steps needs --loss"),
-        (("--recover-steps", "3", "--loss", "users_file:nan_loss"), "users_file:nan_loss gave nan at step 1"),
+        (("--recover-steps", "3", "--loss", "users_file:nan_loss"), "loss must be finite, got nan"),
         (("--recover-steps", "3", "--loss", "users_file:detached_loss"), "must return a tensor of one element with a"),
-        (("--loss", "users_file:loss"), "--recover-steps must say how long"),
+        (("--recover-steps", "-1", "--loss", "users_file:loss"), "--recover-steps must not be negative, got -1"),
+        (("--recover-steps", "9", "--loss", "users_file:loss", "--lr", "1e38"), "users_file:loss gave nan at step 2"),
+        (("--lr", "0", "--loss", "users_file:loss"), "--lr must be finite and positive, got 0"),
         (("--metric", "users_file:text_metric"), "users_file:text_metric must return a number, got str"),
         (("--metric", "users_file:typo"), "--metric: users_file has no 'typo'"),
         (("--report-json", "no/such/report.json"), "there is no folder no/such"),
