@@ -410,7 +410,7 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(users, capsys, argument
         (("--recover-steps", "3", "--loss", "users_file:nan_loss"), "loss must be finite, got nan"),
         (("--recover-steps", "3", "--loss", "users_file:detached_loss"), "must return a tensor of one element with a"),
         (("--recover-steps", "-1", "--loss", "users_file:loss"), "--recover-steps must not be negative, got -1"),
-        (("--recover-steps", "9", "--loss", "users_file:loss", "--lr", "1e38"), "users_file:loss gave nan at step 2"),
+        (("--recover-steps", "9", "--loss", "users_file:loss", "--lr", "1e30"), "users_file:loss gave nan at step 2"),
         (("--lr", "0", "--loss", "users_file:loss"), "--lr must be finite and positive, got 0"),
         (("--metric", "users_file:text_metric"), "users_file:text_metric must return a number, got str"),
         (("--metric", "users_file:typo"), "--metric: users_file has no 'typo'"),
