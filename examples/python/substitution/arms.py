@@ -201,7 +201,7 @@ class Protocol:
         def evaluate(network: nn.Module) -> float:
             """The loss on the held-out data; at the swap also what the test data says."""
             if "before" not in figures:
-                figures.update(_swapped(task, network), targets=substitution.scheduler.targets)
+                figures.update(_swapped(task, network))
             return task.score(network, "held_out").loss
 
         substitution = Substitution(
@@ -218,11 +218,11 @@ class Protocol:
         )
 
         def note(done: int) -> None:
-            phase = substitution.scheduler.phase
-            if phase == "learn":
-                figures["learned"] = training.hardness_of(network)
+            scheduler = substitution.scheduler
+            was_hardening = scheduler is not None and scheduler.phase == "harden"
             substitution.step()
-            if phase == "harden" and substitution.scheduler.phase == "done" and has_sites(network):
+            if scheduler is not None and was_hardening and scheduler.phase == "done":
+                figures["hardened_step"] = done
                 figures["hardened_sites"] = training.measured(task, network)
             if done == substitution.swap_step and self.correction != "none":
                 figures["corrected"] = training.scores(task, network)
@@ -243,7 +243,7 @@ class Protocol:
             extra_loss=lambda x, logits: substitution.extra_loss(),
             after_step=note,
         )
-        figures |= {"swap_step": substitution.swap_step, "onset_step": substitution.scheduler.onset_step}
+        figures["swap_step"] = substitution.swap_step
         return figures | {"recovered": training.scores(task, network), "report": substitution.report().to_dict()}
 
 
@@ -323,6 +323,7 @@ ARMS: dict[str, Callable[[Run], Figures]] = {
     "relu-continued": lambda run: _continued(run, "ReLU", CONTINUED),
     "protocol": Protocol(),
     "protocol-40": Protocol(tolerance_db=40.0),
+    "protocol-corrected": Protocol(correction="bias"),
     "recovered": Recovery(),
     "recovered-distilled": Recovery(distillation=1.0),
     "recovered-raised": Recovery(rate=RAISED),

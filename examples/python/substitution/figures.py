@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from .tables import MAIN_TASKS, TITLES, Records
+from .tables import MAIN_TASKS, PROTOCOLS, TITLES, Records
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers and dashes tell them apart in grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -79,7 +79,7 @@ def _ser_over_the_run(axes: Axes, records: Records) -> None:
 def _prediction(axes: Axes, records: Records) -> None:
     """How far the histogram's SER is from the direct measurement, of every site and seed."""
     for task, colour, marker in zip(MAIN_TASKS, (GREEN, ORANGE, BLUE), "^so", strict=True):
-        runs = [run for arm in ("protocol", "protocol-40") for run in records.of(task, arm)]
+        runs = [run for arm in PROTOCOLS for run in records.of(task, arm)]
         found = [
             (site["ser_db"], site["predicted_ser_db"] - site["ser_db"])
             for run in runs
