@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,9 @@ def _substitute(options: argparse.Namespace) -> None:
     model, batches = _model_and_data(options)
     loss = None if options.loss is None else load_function(options.loss, "--loss")
     training = Batches(options.train_data or options.data, "--train-data", None, options.device)
+    evaluate = None if options.metric is None else _Metric(options.metric, options.quiet)
     weights = None if loss is None else _weights(model, next(iter(training)), loss, options.loss)
-    with ExitStack() as bars:
-        evaluate = None if options.metric is None else _Metric(options.metric, options.quiet, bars)
+    with closing(evaluate) if evaluate is not None else nullcontext():
         report = to_relu_(
             model,
             correction=options.correction,
@@ -102,11 +102,12 @@ def _substitute(options: argparse.Namespace) -> None:
             max_loss=options.max_loss,
             add_bias=options.add_bias,
         )
-        if weights is not None:
-            report = report.with_predicted_costs(weights)
-        if loss is not None and options.recover_steps:
-            _recover(model, training, loss, options)
-            if evaluate is not None:
+    if weights is not None:
+        report = report.with_predicted_costs(weights)
+    if loss is not None and options.recover_steps:
+        _recover(model, training, loss, options)
+        if evaluate is not None:
+            with closing(evaluate):
                 report = report.with_metrics(recovered=evaluate(model))
     _write(options.output, lambda path: torch.save(model.state_dict(), path))
     soft = [
@@ -164,17 +165,15 @@ def _calibrate(model: nn.Module, batches: Batches, quiet: bool) -> None:
 class _Metric:
     """The user's metric of a model, with a bar that counts how often it was asked."""
 
-    def __init__(self, spec: str, quiet: bool, bars: ExitStack) -> None:
+    def __init__(self, spec: str, quiet: bool) -> None:
         self._function = load_function(spec, "--metric")
         self._spec = spec
         self._quiet = quiet
-        self._bars = bars
         self._bar: Any = None
 
     def __call__(self, model: nn.Module) -> float:
-        if self._bar is None and not self._quiet:
+        if self._bar is None:
             self._bar = _bar(None, "scoring", "evaluation", self._quiet)
-            self._bars.callback(_close, self._bar)
         with torch.no_grad():
             score = call(self._function, self._spec, model.eval())
         if isinstance(score, Tensor) and score.numel() == 1:
@@ -184,6 +183,11 @@ class _Metric:
         if self._bar is not None:
             self._bar.update()
         return float(score)
+
+    def close(self) -> None:
+        """Ends the bar; a further call begins another."""
+        _close(self._bar)
+        self._bar = None
 
 
 def _weights(model: nn.Module, batch: Any, loss: Callable[..., Any], spec: str) -> dict[str, SiteWeight]:
@@ -209,7 +213,7 @@ def _recover(model: nn.Module, batches: Batches, loss: Callable[..., Any], optio
                 optimizer.step()
                 done += 1
                 if bar is not None:
-                    bar.set_postfix(loss=f"{value.item():.4g}")
+                    bar.set_postfix(loss=f"{value.item():.4g}", refresh=False)
                     bar.update()
     finally:
         _close(bar)
