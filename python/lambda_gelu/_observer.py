@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from ._dtypes import widest_dtype
 from .compiler import is_exporting
@@ -53,7 +52,6 @@ class Observer:
         elif _is_recomputing():
             return
         else:
-            x, channel_dim = _untransformed(x, channel_dim)
             self._check(x, channel_dim)
         if hasattr(x, "to_local"):
             x, part = _local_part(x, channel_dim)
@@ -68,7 +66,8 @@ class Observer:
         if self._calls is None:
             _observe(x, counts, moments, dim)
         else:
-            _observe_every(x, counts, moments, self._calls, dim, self._every)
+            count = _observe_every if _is_compiling() else _observe_every_  # the same without the way to it
+            count(x, counts, moments, self._calls, dim, self._every)
 
     def _check(self, x: Tensor, channel_dim: int | None) -> None:
         try:
@@ -138,16 +137,6 @@ _graph_task = getattr(torch._C, "_current_graph_task_id", None)
 def _is_recomputing() -> bool:
     """Whether a backward pass runs: activation checkpointing calls a forward there again, with what was counted."""
     return _graph_task is not None and _graph_task() != -1
-
-
-def _untransformed(x: Tensor, channel_dim: int | None) -> tuple[Tensor, int | None]:
-    """The values behind what torch.func puts around them, and where their channels are."""
-    while _functorch.is_functorch_wrapped_tensor(x):
-        if channel_dim is not None and _functorch.is_batchedtensor(x):
-            batch_dim, channel_dim = _functorch.maybe_get_bdim(x), channel_dim % x.dim()
-            channel_dim += batch_dim <= channel_dim
-        x = _functorch.get_unwrapped(x)
-    return x, channel_dim
 
 
 def _local_part(x: Any, channel_dim: int | None) -> tuple[Tensor, tuple[int, int] | None]:

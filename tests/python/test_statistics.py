@@ -403,6 +403,7 @@ def test_copies_and_pickles_made_in_the_context_are_not_observed(model):
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
         for each in copies:
             each(x)
+            assert each.act1._observers == ()
     assert counts(statistics) == {"act1": 0, "act2": 0}
     state = model.act2.__getstate__()
     del state["_observers"]  # as it was pickled by earlier versions
@@ -428,6 +429,7 @@ def test_a_context_may_be_entered_and_left_in_any_gradient_mode(model, mode):
         with outer():
             context = observe(model, per="channel")
             statistics = context.__enter__()
+        statistics.reset()
         with inner():
             model(x)
         F.cross_entropy(model(x), torch.zeros(4, dtype=torch.int64)).backward()
@@ -663,14 +665,20 @@ def test_an_observation_goes_on_from_a_saved_state(model, options):
 
 
 def test_a_state_is_a_copy(model):
-    with observe(model) as statistics:
-        model(images(4)[0])
-        state = statistics.state_dict()
+    x = images(4)[0]
+    with observe(model) as live:
+        model(x)
+        state = live.state_dict()
         before = copy.deepcopy(state)
-        model(images(4)[0])
-    assert torch.equal(state["sites"]["act1"]["counts"], before["sites"]["act1"]["counts"])
-    state["sites"]["act1"]["counts"].zero_()
-    assert statistics["act1"].count == 2 * 4 * 96
+        model(x)
+    finished = observed(model, x)
+    loaded = Statistics({})
+    loaded.load_state_dict(states := finished.state_dict())
+    for name in ("counts", "moments"):
+        assert torch.equal(state["sites"]["act1"][name], before["sites"]["act1"][name])
+        states["sites"]["act1"][name].zero_()
+    assert_same(finished, observed(model, x))
+    assert_same(loaded, finished)
 
 
 def other_model():
@@ -690,7 +698,7 @@ def test_statistics_of_another_model_are_refused_and_nothing_changes(model):
     model.act1 = LambdaGELU(8)
     with pytest.raises(ValueError, match=r"another model: act1 had 6 λ when it was observed, but the model has 8"):
         statistics.check_model(model)
-    with pytest.raises(ValueError, match="act1 had 8 λ .* the other has 6"), observe(model) as live:
+    with pytest.raises(ValueError, match=r"act1 had 8 λ .* the other has 6"), observe(model) as live:
         live.load_state_dict(statistics.state_dict())
     assert_same(statistics, before)
 
@@ -700,11 +708,13 @@ def test_statistics_of_other_channels_are_refused_and_nothing_changes(model):
     layer, channel = observed(model, x), observed(model, x, per="channel")
     moved = observed(model, x, per="channel", channel_dim=-1)
     fewer = observed(model, images(3)[0], per="channel", channel_dim=0)
+    empty = observed(copy.deepcopy(model), per="channel", channel_dim=3)
     for one, other, message in [
         (layer, channel, r"act1 has 6 channels in dimension 1 \(per layer\), and 6 .* \(per channel\) in the other"),
         (layer, Statistics({name: Histogram.of(x) for name in layer}), "act1 has 6 .*, and one histogram"),
         (channel, moved, "act1 has 6 channels in dimension 1 .*, and 4 channels in dimension -1"),
         (observed(model, x, per="channel", channel_dim=0), fewer, "4 channels in dimension 0 .*, and 3 channels"),
+        (channel, empty, "act1 has 6 channels in dimension 1 .*, and 0 channels in dimension 3"),
     ]:
         before = one.snapshot()
         for refused in (one.merge, lambda s, one=one: one.load_state_dict(s.state_dict())):

@@ -328,15 +328,21 @@ def test_probed_weights_are_the_loss_with_one_site_as_relu(model):
         assert weight.cost == loss(swapped).item() - before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", ["first-order", "probe"])
-def test_the_gap_is_that_of_the_calibration_data_or_of_the_statistics(model, method):
-    evaluated = copy.deepcopy(model).eval()
+def test_the_gap_is_that_of_the_calibration_data_or_of_the_statistics(model, method, dtype):
+    x = X.to(dtype)
+
+    def loss(model):
+        return F.cross_entropy(model(x).float(), Y)
+
+    evaluated = copy.deepcopy(model.to(dtype)).eval()
     activations = {}
     for name, site in lambda_gelu.find_sites(evaluated).items():
         site.register_forward_pre_hook(lambda module, args, name=name: activations.update({name: args[0].detach()}))
-    evaluated(X)
+    evaluated(x)
     with observe(evaluated) as statistics:
-        evaluated(X)
+        evaluated(x)
     measured = site_weights(model, loss, method=method)
     predicted = site_weights(model, loss, method=method, statistics=statistics)
     for name, site in lambda_gelu.find_sites(model).items():
