@@ -207,6 +207,7 @@ class Substitution:
         self._scores: dict[str, float] = {}  # of the last validation before the swap, as stages of the report
         self._observation = ExitStack()
         self._present: Statistics | None = None  # what is being observed
+        self._is_paused = False
         self._last: Statistics | None = None  # the last whole window of it
         self._report: SubstitutionReport | None = None
         self._teacher: Teacher | None = None
@@ -525,16 +526,17 @@ class Substitution:
     @contextmanager
     def unobserved(self) -> Iterator[None]:
         """What runs within does not count for the targets."""
-        present = self._present
-        if present is None:
+        if self._present is None or self._is_paused:
             yield
             return
-        counted = present.state_dict()
-        self._stop_observing()
+        self._is_paused = True
+        self._observation.close()  # what was counted stands still
         try:
             yield
         finally:
-            if has_sites(self._model):
+            self._is_paused = False
+            if self._present is not None:
+                counted = self._present.state_dict()
                 self._present = self._observation.enter_context(observe(self._model, per=self._per))
                 self._present.load_state_dict(counted)
 
@@ -587,7 +589,7 @@ class Substitution:
                     max_loss=self._max_loss,
                     example_inputs=self._example_inputs,
                 )
-        self._stop_observing()
+            self._stop_observing()
         self._begin_recovery(raw, list(report.substituted), teacher)
         self._report = report if self._evaluate is not None else report.with_metrics(**self._scores)
 

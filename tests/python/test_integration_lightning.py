@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import lambda_gelu
-from lambda_gelu import AllowedLoss, LambdaGELU, Remaining, Settled, find_sites, to_relu_
+from lambda_gelu import AllowedLoss, Distillation, LambdaGELU, Remaining, Settled, find_sites, to_relu_
 
 lightning = pytest.importorskip("lightning")
-from lambda_gelu.integrations.lightning import HardnessCallback  # noqa: E402
+from lambda_gelu.integrations.lightning import HardnessCallback, SubstitutionCallback  # noqa: E402
 
 PACKAGES = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
 for name in PACKAGES.values():
@@ -241,3 +241,105 @@ def test_what_cannot_be_scheduled_or_resumed_is_refused(pl, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             make_trainer(pl, tmp_path, other).fit(make_module(pl), data(), ckpt_path=tmp_path / "one.ckpt")
+
+
+# --- the whole protocol ----------------------------------------------------------------------------------------------
+
+PROTOCOL = {"start": 4, "harden": 0.4, "recover": 6, "calibrate": 3, "tolerance_db": 20.0, "cap": 1e4, "module": "net"}
+
+
+@torch.no_grad()
+def mean_error(net):
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(7))
+    return (net(x) - x.sum(1, keepdim=True)).square().mean()
+
+
+def run_protocol(pl, folder, *, ckpt_path=None, max_epochs=8, **changes):
+    options = {
+        **PROTOCOL,
+        "distillation": Distillation(0.5),
+        "activation_l1": 0.01,
+        "evaluate": mean_error,
+        "higher_is_better": False,
+        "metric_name": "error",
+        "keep_best": True,
+        **changes,
+    }
+    callback = SubstitutionCallback(**options)
+
+    class Module(type(make_module(pl))):
+        def training_step(self, batch, index):
+            stages.append(callback.substitution.stage)
+            return super().training_step(batch, index) + callback.extra_loss()
+
+        def on_before_optimizer_step(self, optimizer):
+            pass
+
+    stages = []
+    torch.manual_seed(0)
+    module, logger = Module(), make_logger(pl)
+    checkpoint = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer = make_trainer(
+        pl,
+        folder,
+        callback,
+        callbacks=[callback, checkpoint],
+        max_epochs=max_epochs,
+        enable_checkpointing=True,
+        logger=logger,
+        num_sanity_val_steps=1,
+        limit_train_batches=2,
+    )
+    trainer.fit(module, data(), data(), ckpt_path=ckpt_path)
+    return module, callback, stages, logger, trainer
+
+
+def test_a_fit_goes_the_whole_way_to_a_relu_network(pl, tmp_path):
+    module, callback, stages, logger, trainer = run_protocol(pl, tmp_path)
+    assert stages == ["learn"] * 4 + ["harden"] * 6 + ["recover"] * 6
+    assert callback.substitution.stage == "done" and callback.extra_loss() == 0.0
+    assert not any(isinstance(layer, LambdaGELU) for layer in module.modules())
+    assert trainer.optimizers[0].param_groups[1]["params"] == []
+    report = callback.substitution.report()
+    scores = [metrics for _, metrics in logger.metrics if "error" in metrics]
+    assert [score["error"] == score["error_as_relu"] for score in scores] == [False] * 4 + [True] * 4
+    assert report.metrics["recovered"] == mean_error(module.net).item() == pytest.approx(scores[-1]["error"])
+
+
+def test_a_fit_resumed_in_any_stage_equals_an_unbroken_one(pl, tmp_path):
+    unbroken, callback, *_ = run_protocol(pl, tmp_path)
+    # While calibrating, at the onset, while hardening, right after the swap, in recovery.
+    for epoch in (0, 1, 2, 3, 4, 5):
+        folder = tmp_path / f"resumed{epoch}"
+        resumed, again, *_ = run_protocol(pl, folder, ckpt_path=str(tmp_path / f"epoch={epoch}.ckpt"))
+        ours, theirs = resumed.state_dict(), unbroken.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+        assert again.substitution.report().to_dict() == callback.substitution.report().to_dict()
+
+
+def test_a_fit_without_the_protocol_or_with_another_is_not_resumed(pl, tmp_path):
+    run_protocol(pl, tmp_path)
+    for changes, words in (
+        ({"tolerance_db": 25.0}, r"tolerance_db differs: the state has 20\.0, this protocol 25\.0"),
+        ({"max_epochs": 9}, "total_steps differs: the state has 16, this protocol 18"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run_protocol(pl, tmp_path / "other", ckpt_path=str(tmp_path / "epoch=5.ckpt"), **changes)
+    plain = make_trainer(pl, tmp_path, pl.Callback(), max_epochs=1)
+    plain.fit(make_module(pl), data())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint has no state of SubstitutionCallback: it was written without"):
+        run_protocol(pl, tmp_path / "other", ckpt_path=str(tmp_path / "plain.ckpt"))
+
+
+def test_a_protocol_takes_options_that_exist_and_a_run_with_an_end(pl, tmp_path):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tolerance'"):
+        SubstitutionCallback(tolerance=30.0)
+    with pytest.raises(TypeError, match="total_steps is the Trainer's"):
+        SubstitutionCallback(total_steps=30)
+    with pytest.raises(ValueError, match="the protocol needs the length of the run: give the Trainer max_steps"):
+        run_protocol(pl, tmp_path, max_epochs=-1)
+    module = make_module(pl)
+    to_relu_(module)
+    with pytest.raises(ValueError, match="has no LambdaGELU"):
+        make_trainer(pl, tmp_path, SubstitutionCallback(**PROTOCOL)).fit(module, data())

@@ -329,6 +329,48 @@ def test_a_rate_by_loss_is_told_the_validation():
         assert hardness(model) == before
 
 
+# --- the swap --------------------------------------------------------------------------------------------------------
+
+
+def relu_at_4(model):
+    """1 where the last site computes ReLU: a metric to which the other site does nothing."""
+    with torch.no_grad():
+        model(X[0])
+    return float(model[4](torch.tensor(-1e-3)) == 0)
+
+
+PARTLY = {"max_loss": 0.5, "evaluate": relu_at_4, "higher_is_better": False}
+CORRECTED = {"correction": "bias", "calibration": calibrate, "evaluate": loss_of, "higher_is_better": False}
+
+
+def test_the_swap_is_that_of_to_relu_with_the_same_options():
+    model, optimizer, substitution = make(**CORRECTED, tolerance_db=5.0, follow=False)
+    run(model, optimizer, substitution, end=SWAP - 1)
+    train_step(model, optimizer, SWAP - 1)
+    other = copy.deepcopy(model)
+    options = {key: value for key, value in CORRECTED.items() if key != "calibration"}
+    expected = to_relu_(other, **options, calibrate=calibrate)
+    substitution.step()
+    assert substitution.report() == expected
+    assert {"before", "swapped", "corrected"} == substitution.report().metrics.keys()
+    assert same_weights(model, other) and model.training
+
+
+def test_a_site_that_costs_too_much_stays_and_keeps_its_lambda_in_the_optimizer():
+    model, optimizer, substitution = make(**PARTLY, keep_best=True, activation_l1=0.1, tolerance_db=10.0)
+    run(model, optimizer, substitution, end=SWAP)
+    report = substitution.report()
+    assert (report.substituted, report.left) == (("1",), ("4",))
+    assert list(find_sites(model)) == ["4"] and model[4].is_frozen
+    assert optimizer.param_groups[1]["params"] == [model[4].raw_hardness]
+    before = hardness(model)
+    run(model, optimizer, substitution, SWAP, SWAP + 2)
+    assert hardness(model) == before
+    score = substitution.validate(relu_at_4)
+    assert (score.as_is, score.as_relu) == (0.0, 1.0)
+    assert substitution.best.best.step == SWAP + 2
+
+
 # --- recovery --------------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +449,8 @@ PROTOCOLS = {
     "calibration": {"calibration": calibrate},
     "no recovery": {"recover": 0},
     "rate": {"rate": AllowedLoss(0.01), "higher_is_better": False},
+    "partly swapped": PARTLY,
+    "corrected": CORRECTED,
 }
 
 

@@ -1,14 +1,17 @@
-"""λ-GELU in Lightning: the schedule as a callback. Serves ``lightning`` and ``pytorch_lightning``."""
+"""λ-GELU in Lightning: schedule and protocol as callbacks. Serves ``lightning`` and ``pytorch_lightning``."""
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .. import AllowedLoss, HardnessScheduler, Remaining, Settled
+from .. import AllowedLoss, HardnessScheduler, LambdaGELU, Remaining, Settled, Substitution
 from ._metrics import hardness_metrics
 from ._plan import checked_plan
 from ._require import require
@@ -137,3 +140,129 @@ class HardnessCallback(_pytorch.Callback):
                 f"{'max_steps' if by_steps else 'max_epochs'}"
             )
         return int(total)
+
+
+class SubstitutionCallback(_pytorch.Callback):
+    """The whole protocol by steps of the optimizer: a :class:`lambda_gelu.Substitution` over the run.
+
+    Its state lies in the checkpoint, and ``fit(..., ckpt_path=...)`` continues it in the stage that it was in, bit for
+    bit. Give the optimizer :func:`lambda_gelu.param_groups` in ``configure_optimizers``. In one process.
+
+    For what recovery adds to the loss, add :meth:`extra_loss` in ``training_step``.
+
+    Args:
+        module: the path of the network within the LightningModule, as ``"net"``. Default ``""``: the whole. With
+            `distillation` it must be the module that ``training_step`` calls.
+        **options: of :class:`lambda_gelu.Substitution`, except `total_steps`. With `evaluate` every validation scores
+            the network as it stands and as if substituted, and logs both: ``<metric_name>`` and
+            ``<metric_name>_as_relu``.
+
+    Attributes:
+        substitution: the :class:`lambda_gelu.Substitution`, None before training begins.
+
+    Raises:
+        TypeError: for options that it does not have.
+        ValueError: when training begins: for what it refuses, several processes, a run without an end, and a checkpoint
+            without its state or of another plan.
+
+    Example::
+
+        >>> class Module(lightning.LightningModule):
+        ...     def training_step(self, batch, index):
+        ...         return self.loss_of(batch) + self.substitution.extra_loss()
+        >>> module.substitution = SubstitutionCallback(tolerance_db=30.0, module="net")
+        >>> lightning.Trainer(max_epochs=20, callbacks=[module.substitution]).fit(module, data)
+        >>> print(module.substitution.substitution.report())
+    """
+
+    def __init__(self, *, module: str = "", **options: Any) -> None:
+        if "total_steps" in options:
+            raise TypeError("total_steps is the Trainer's: give it max_steps or max_epochs")
+        inspect.signature(Substitution).bind(None, total_steps=1, **options)
+        self._module = module
+        self._options = options
+        self._restored: Mapping[str, Any] | None = None
+        self._global_step = 0
+        self._hook: Any = None
+        self._validation = contextlib.ExitStack()
+        self.substitution: Substitution | None = None
+
+    def extra_loss(self) -> Tensor | float:
+        """See :meth:`lambda_gelu.Substitution.extra_loss`; 0 outside of training."""
+        if self.substitution is None or not torch.is_grad_enabled():
+            return 0.0
+        return self.substitution.extra_loss()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the protocol; empty before training begins."""
+        return {} if self.substitution is None else self.substitution.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until training begins."""
+        self._restored = state_dict
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Lets the weights of a ReLU network into the module, which becomes one only after they are loaded."""
+        if stage == "fit":  # whether there is a checkpoint is not known yet
+            self._hook = pl_module.register_load_state_dict_pre_hook(_with_own_hardness)
+
+    def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Makes the protocol; of a checkpoint in its stage, before the states of the optimizers are loaded."""
+        self._hook.remove()
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"{type(self).__name__} needs one process, got {trainer.world_size}: DistributedDataParallel does not "
+                "see the swap"
+            )
+        restored, self._restored = self._restored, None
+        if trainer.ckpt_path is not None and not restored:
+            raise ValueError(f"the checkpoint has no state of {type(self).__name__}: it was written without one")
+        total = trainer.estimated_stepping_batches
+        if not (math.isfinite(total) and total > 0):
+            raise ValueError("the protocol needs the length of the run: give the Trainer max_steps")
+        network = pl_module.get_submodule(self._module)
+        substitution = Substitution(network, trainer.optimizers, total_steps=int(total), **self._options)
+        if restored:
+            substitution.load_state_dict(restored)
+        self.substitution = substitution
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Notes where the Trainer is."""
+        self._global_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """One step of the protocol, where the batch was the last of an optimizer's step."""
+        if trainer.global_step == self._global_step:
+            return
+        self._global_step = trainer.global_step
+        assert self.substitution is not None
+        self.substitution.step()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """What is validated does not count for the targets."""
+        if self.substitution is not None:
+            self._validation.enter_context(self.substitution.unobserved())
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """From here on activations count again."""
+        with torch.inference_mode(False):  # what counts them is used in training
+            self._validation.close()
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Scores the network with `evaluate`, as it stands and as if substituted."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self._options.get("evaluate") is None:
+            return
+        assert self.substitution is not None
+        name = self._options.get("metric_name", "metric")
+        with torch.inference_mode(False), torch.no_grad():  # hardening may begin, which writes to the model
+            score = self.substitution.validate()
+        pl_module.log_dict({name: score.as_is, f"{name}_as_relu": score.as_relu})
+
+
+def _with_own_hardness(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Adds the λ that a module has and a state dict lacks: that of a ReLU network."""
+    for name, site in module.named_modules():
+        if isinstance(site, LambdaGELU):
+            own = site.state_dict(prefix=f"{prefix}{name}.")
+            if not any(key in state_dict for key in own):
+                state_dict.update(own)
