@@ -477,6 +477,14 @@ def test_statistics_that_do_not_fit_are_refused_and_change_nothing(network, data
     assert_same(network, state)
 
 
+def test_as_many_channels_in_another_dimension_are_refused():
+    model, x = nn.Sequential(nn.Linear(4, 5), LambdaGELU(), nn.Linear(5, 2)), torch.randn(3, 5, 4)
+    given = observed(model, x, per="channel")  # dimension 1 has 5 too
+    with pytest.raises(ValueError, match=r"1: .* 5 channels in dimension -1, got 5 channels in dimension 1: observe"):
+        to_relu_(model, statistics=given, example_inputs=x, **BIAS)
+    assert isinstance(model[1], LambdaGELU)
+
+
 def test_a_site_that_was_never_executed_is_refused_by_name_unless_it_is_left(network, data):
     class Partly(nn.Module):
         def __init__(self):

@@ -213,6 +213,10 @@ def reads_in_numpy(net, y, x):
     return net.behind(y) + float(y.numpy().sum())
 
 
+def reads_its_memory(net, y, x):
+    return net.behind(y) + torch.empty(0).set_(y.untyped_storage(), 0, y.shape).sum()
+
+
 def uses_a_view(net, y, x):
     return net.behind(y) + y.view(-1)[:4]
 
@@ -324,6 +328,7 @@ ONLY_A_RUN_SEES = {
     "in place": (lambda: Network(changes_in_place), (3, 4), "it goes to add_"),
     ".data": (lambda: Network(reads_through_data), (3, 4), "it goes to sum"),
     "numpy": (lambda: Network(reads_in_numpy), (3, 4), "it goes to numpy"),
+    "memory": (lambda: Network(reads_its_memory), (3, 4), "it goes to set_"),
     "a view": (lambda: Network(uses_a_view), (1, 4), "it goes to add"),
     "error in a layer": (lambda: Network(swallows_an_error), (3, 4), "a layer raised an exception"),
     "average pool with padding": (

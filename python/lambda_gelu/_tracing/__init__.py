@@ -24,8 +24,8 @@ from .graph import (
     channels_along,
     ends_of,
 )
-from .run import run
-from .symbolic import symbolic_trace
+from .run import trace_run
+from .symbolic import trace_symbolically
 
 __all__ = [
     "Call",
@@ -49,4 +49,4 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Dataflow:
     Raises:
         DataflowError: where torch.fx cannot trace the model.
     """
-    return symbolic_trace(unwrapped(model)) if example_inputs is None else run(model, example_inputs)
+    return trace_symbolically(unwrapped(model)) if example_inputs is None else trace_run(model, example_inputs)

@@ -40,7 +40,7 @@ _SHAPES = {
 _LEAVING = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__reduce_ex__", "__deepcopy__"}
 
 
-def run(model: nn.Module, example_inputs: Any) -> Dataflow:
+def trace_run(model: nn.Module, example_inputs: Any) -> Dataflow:
     """As :func:`lambda_gelu._tracing.trace` with inputs."""
     names = module_names(model)
     recorder = _Recorder(names)

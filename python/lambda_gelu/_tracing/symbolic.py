@@ -26,7 +26,7 @@ _SHAPE_METHODS = {"size", "dim", "numel", "ndimension", "is_floating_point"}
 _SHAPE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "is_cuda", "requires_grad"}
 
 
-def symbolic_trace(model: nn.Module) -> Dataflow:
+def trace_symbolically(model: nn.Module) -> Dataflow:
     """As :func:`lambda_gelu._tracing.trace` without inputs."""
     import torch.fx  # noqa: PLC0415 - only a trace needs it
 
