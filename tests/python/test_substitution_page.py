@@ -67,12 +67,37 @@ class Setting(dict):
             return 100 * (model(x).argmax(1) == y).double().mean().item()
 
 
+def for_the_trainer():
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=8, n_head=2, n_positions=8, vocab_size=16, bos_token_id=0, eos_token_id=0
+    )
+    args = transformers.TrainingArguments(
+        "checkpoints", max_steps=12, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    data = [{"input_ids": torch.arange(6), "labels": torch.arange(6)}] * 8
+    model = transformers.GPT2LMHeadModel(config)
+    return {"model": model, "Trainer": transformers.Trainer, "args": args, "data": data}
+
+
+def for_lightning():
+    pytest.importorskip("lightning")
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return {"options": options}
+
+
+SETTINGS = {"In the Trainer of transformers": for_the_trainer, "In Lightning": for_lightning}
+
+
 @pytest.mark.parametrize("title", RECIPES)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of packages, about settings that recipes leave out
 def test_the_recipe_runs(title, tmp_path, monkeypatch):
     if ".plot(" in RECIPES[title]:
         pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     variables = Setting()
+    variables.update(SETTINGS.get(title, dict)())
     exec(compile(RECIPES[title], f"{PAGE.name}, {title}", "exec"), variables)
     CHECKS.get(title, lambda variables: None)(variables)
 
@@ -80,6 +105,11 @@ def test_the_recipe_runs(title, tmp_path, monkeypatch):
 def is_relu_network(variables):
     kinds = {type(module) for module in variables["model"].modules()}
     assert LambdaGELU not in kinds and nn.ReLU in kinds
+
+
+def the_callback_swapped(variables):
+    is_relu_network(variables)
+    assert variables["callback"].substitution.stage == "done"
 
 
 def shadow_kept_a_relu_checkpoint(variables):
@@ -103,6 +133,8 @@ CHECKS = {
     "Swap": lambda variables: "before" in variables["report"].metrics or pytest.fail("no metric"),
     "Recover": is_relu_network,
     "All of it in one object": is_relu_network,
+    "In the Trainer of transformers": the_callback_swapped,
+    "In Lightning": the_callback_swapped,
     "Stay with GELU": gelu_is_left,
 }
 
