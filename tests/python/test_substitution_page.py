@@ -224,6 +224,9 @@ def test_the_formula_for_large_hardness_is_as_near_as_the_page_says():
         near = (c2 * density * 10 ** (decibels / 10) / relu_gap.expected_sq_relu(mean)) ** (1 / 3)
         return abs(near / relu_gap.target_from_ser(decibels, mean) - 1)
 
+    density = 1 / math.sqrt(2 * math.pi)
+    assert relu_gap.expected_gap(300.0) == pytest.approx(density / (2 * 300.0**2), rel=1e-3)
+    assert relu_gap.expected_sq_gap(300.0) == pytest.approx(c2 * density / 300.0**3, rel=1e-3)
     means = (0.0, -0.5, -1.0, -2.0)
     assert max(error(decibels, mean) for decibels in (20, 25, 30, 40, 60) for mean in means) < 0.07
     assert max(error(decibels, mean) for decibels in (30, 40, 60) for mean in means) < 0.015
