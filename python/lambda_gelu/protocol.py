@@ -22,9 +22,9 @@ from .pacing import AllowedLoss, Remaining, Settled
 from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
 from .report import SubstitutionReport
 from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
-from .sites import find_sites, find_slots, refuse_compiled, refuse_synchronized, unwrapped
+from .sites import find_sites, replaceable_sites
 from .statistics import Statistics, observe
-from .substitution import to_relu_
+from .substitution import refuse_substituted, to_relu_
 from .targets import HardnessCapWarning, suggest_targets
 
 Evaluate = Callable[[nn.Module], "float | Tensor"]
@@ -647,13 +647,11 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
 
 
 def _changeable_sites(model: nn.Module) -> dict[str, LambdaGELU]:
-    sites = find_sites(model)
-    if isinstance(unwrapped(model), LambdaGELU):
-        raise ValueError("the model itself is a LambdaGELU and cannot be replaced in place")
-    slots = find_slots(model, LambdaGELU)
-    refuse_compiled(slots)
-    refuse_synchronized(model, slots, "the swap comes in the middle of the training, and the wrapper would not see it")
-    return sites
+    refuse_substituted(model)
+    places = replaceable_sites(
+        model, "nn.ReLU()", "the swap comes in the middle of the training, and the wrapper would not see it"
+    )
+    return {name: slots[0].module for name, slots in places.items()}
 
 
 def _checked_optimizers(optimizer: Any, model: nn.Module) -> list[Any]:

@@ -92,7 +92,7 @@ def to_relu_(
 
         Nothing is changed by either, nor by an exception of `evaluate` or `calibrate`.
     """
-    _refuse_substituted(model)
+    refuse_substituted(model)
     places = replaceable_sites(
         model, "nn.ReLU()", "give its .module to to_relu_, and wrap that anew if it is to be trained on"
     )
@@ -143,7 +143,7 @@ def to_relu_(
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def _refuse_substituted(model: nn.Module) -> None:
+def refuse_substituted(model: nn.Module) -> None:
     if not isinstance(model, nn.Module) or any(isinstance(module, LambdaGELU) for module in model.modules()):
         return
     relus = sum(isinstance(module, nn.ReLU) for module in model.modules())
