@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,7 +36,9 @@ class Observer:
         self.channel_dim = channel_dim
         self.counts: Tensor | None = None
         self.moments: Tensor | None = None
+        self.others: Iterable[Observer] = ()  # of the same model
         self._site = site
+        self._guessed = False
         self._every = every
         self._calls = torch.zeros(1, dtype=torch.int64, device="cpu") if every > 1 else None
         channels = self._expected_channels()
@@ -88,11 +90,22 @@ class Observer:
                 f"{channels}"
             )
         self.counts, self.moments = empty_tables(channels, device)
+        self._guessed = False
         if self.channel_dim is not None:
-            _known_channels.setdefault(self._site, {})[self.channel_dim] = channels
+            for other in self.others:
+                # Layers that share one piece of compiled code often have as many channels: with tables at hand, they
+                # need no compilation each.
+                if other.counts is None and other.channel_dim == self.channel_dim:
+                    other.counts, other.moments = empty_tables(channels, device)
+                    other._guessed = True
         return True
 
     _make_room._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as compiler.prepare
+
+    def remember(self) -> None:
+        """Notes the number of channels for the next observation of the site."""
+        if self.channel_dim is not None and self.counts is not None and self.is_used:
+            _known_channels.setdefault(self._site, {})[self.channel_dim] = self.counts.size(0)
 
     @property
     def is_used(self) -> bool:
@@ -103,7 +116,7 @@ class Observer:
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """Copies of counts and moments on the CPU; without a row where the number of channels is not known."""
-        if self.counts is None or self.moments is None:
+        if self.counts is None or self.moments is None or (self._guessed and not self.is_used):
             return empty_tables(0, "cpu")
         return self.counts.detach().to("cpu", copy=True), self.moments.detach().to("cpu", copy=True)
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._calls import evaluating, first_argument, uncompiled
+from ._calls import first_argument
 from ._dtypes import precise_dtype, widest_dtype
+from ._scores import aside
 from .modules import LambdaGELU
 from .sites import find_sites
 from .statistics import Statistics
@@ -116,10 +117,10 @@ class _Gap:
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; its modes, its buffers and torch's random numbers are put back afterwards."""
-    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.is_cuda})
     # Outside of inference mode nothing can write to a tensor that was made in it.
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
-    with torch.inference_mode(False), uncompiled(), torch.random.fork_rng(devices=devices), evaluating(model):
+    with torch.inference_mode(False), aside(model):
+        model.eval()
         try:
             yield
         finally:

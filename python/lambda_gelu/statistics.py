@@ -319,6 +319,8 @@ def observe(
         raise ValueError(f"every must be at least 1, got {every}")
     statistics = Statistics({}, per=per, num_hardness={name: site.num_parameters for name, site in sites.items()})
     observers = {name: Observer(name, site, dims[name], every) for name, site in sites.items()}
+    for observer in observers.values():
+        observer.others = observers.values()
     statistics._observers = observers
     for name, site in sites.items():
         site._observers = (*site._observers, observers[name])
@@ -327,6 +329,7 @@ def observe(
     finally:
         for name, site in sites.items():
             site._observers = tuple(observer for observer in site._observers if observer is not observers[name])
+            observers[name].remember()
         statistics._histograms = dict(statistics)
         statistics._observers = None
 
