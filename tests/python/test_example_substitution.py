@@ -104,6 +104,7 @@ def small_text(steps: int = 4) -> tasks.Task:
         higher_is_better=False,
         steps=steps,
         score_every=1,
+        curve_examples=1,
         optimizer="AdamW",
         lr=1e-3,
         weight_decay=0.1,
@@ -189,3 +190,64 @@ def test_the_tables_go_between_the_markers_and_nowhere_else(tmp_path):
 def test_a_cost_is_above_0_where_it_is_worse():
     assert tables.cost("digits", 96.0, 95.0) == 1.0
     assert tables.cost("gpt", 6.0, 6.03) == pytest.approx(0.5)
+
+
+# --- the experiments --------------------------------------------------------------------------------------------------
+
+
+def test_experiments_run_once_repeat_bit_for_bit_and_become_a_page(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits")
+    pytest.importorskip("matplotlib", reason="the picture")
+    chosen = ["--tasks", "digits", "--seeds", 0, "--steps", 24]
+    outputs = []
+    for name, only in (("first", []), ("second", ["--arms", "gelu", "protocol", "recovered"])):
+        folders = ["--results", tmp_path / name, "--cache", tmp_path / f"{name}-cache"]
+        process = run("run", *chosen, *only, *folders)
+        assert process.returncode == 0, process.stderr[-3000:]
+        outputs.append({record["arm"]: record["figures"] for record in records.read(tmp_path / name)})
+    first, second = outputs
+    assert set(first) >= {"gelu", "relu", "paper", "protocol", "recovered", "gelu-continued", "relu-continued"}
+    assert second == {arm: first[arm] for arm in ("gelu", "protocol", "recovered")}
+
+    hardened = first["protocol"]
+    assert hardened["curve"][-1]["phase"] == "done" and hardened["swap_step"] == 20
+    for site in hardened["sites"].values():
+        assert site["predicted_ser_db"] == pytest.approx(site["ser_db"], abs=0.1)
+    assert first["recovered"]["before"] == first["gelu"]["test"] == first["gelu-continued"]["before"]
+
+    untouched = {file: file.stat().st_mtime_ns for file in (tmp_path / "first").rglob("*.json")}
+    assert run("run", *chosen, "--results", tmp_path / "first", "--cache", tmp_path / "none").returncode == 0
+    assert untouched == {file: file.stat().st_mtime_ns for file in (tmp_path / "first").rglob("*.json")}
+
+    page, picture = tmp_path / "page.md", tmp_path / "page" / "picture.png"
+    page.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    process = run("report", "--results", tmp_path / "first", "--page", page, "--figure", picture)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert picture.read_bytes().startswith(b"\x89PNG") and "](page/picture.png)" in page.read_text()
+    cost = f"{first['recovered']['before']['metric']:.2f}"
+    assert any(row.startswith("| GELU checkpoint → ReLU") and cost in row for row in page.read_text().splitlines())
+
+
+@pytest.mark.parametrize(("task", "present"), [("fashion-mnist", IMAGES_ARE_THERE), ("gpt", TEXT_IS_THERE)])
+def test_the_larger_experiments_run_on_a_slice(tmp_path, task, present):
+    if not present:
+        pytest.skip(f"no data for {task}: LAMBDA_GELU_DATA names the folder")
+    folders = ["--results", tmp_path, "--cache", tmp_path / "cache"]
+    process = run(
+        "run", "--tasks", task, "--arms", "gelu", "recovered", "protocol", "--seeds", 1, "--steps", 20, *folders
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    arms = {record["arm"]: record["figures"] for record in records.read(tmp_path)}
+    assert set(arms) == {"gelu", "recovered", "protocol"}
+    assert all(0 < stage["loss"] < 10 for stage in (arms["recovered"]["recovered"], arms["protocol"]["recovered"]))
+
+
+def test_an_arm_without_its_checkpoint_and_a_task_without_its_data_are_refused_by_name(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits")
+    folders = ["--results", tmp_path / "results", "--cache", tmp_path / "cache", "--data-dir", tmp_path]
+    process = run("run", "--tasks", "digits", "--arms", "recovered", "--steps", 4, *folders)
+    assert process.returncode == 1 and "digits-gelu-0.pt is missing: run the arm gelu first" in process.stderr
+    process = run("run", "--tasks", "gpt", *folders)
+    assert process.returncode == 1 and "gpt: " in process.stderr and "train.txt.xz is missing" in process.stderr
+    process = run("report", "--results", tmp_path / "results")
+    assert process.returncode == 1 and "holds no records" in process.stderr

@@ -162,7 +162,7 @@ def _point(task: Task, network: Any, done: int, phase: str) -> dict[str, Any]:
     point = {"step": done, "phase": phase, "as_is": training.scores(task, network, "validation")}
     with lambda_gelu.relu_substituted(network):
         point["as_relu"] = training.scores(task, network, "validation")
-    found = training.measured(task, network, 128)
+    found = training.measured(task, network, task.curve_examples)
     for key in ("hardness", "ser_db"):
         point[key] = [round(site[key], 4) for site in found.values()]
     return point
@@ -186,10 +186,13 @@ def _swapped(task: Task, network: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """λ learned, hardened geometrically to per-site targets, swapped, recovered; as many steps as from scratch."""
+    """λ learned, hardened geometrically to per-site targets, swapped, recovered; as many steps as from scratch.
+
+    The targets come from what is observed in training. Recovery goes on from the swap as it is; what the correction
+    makes of it is measured on a copy.
+    """
 
     tolerance_db: float = 30.0
-    correction: str = "none"
 
     def __call__(self, run: Run) -> Figures:
         task = run.task
@@ -199,9 +202,12 @@ class Protocol:
         figures: Figures = {"tolerance_db": self.tolerance_db, "curve": curve}
 
         def evaluate(network: nn.Module) -> float:
-            """The loss on the held-out data; at the swap also what the test data says."""
+            """The loss on the held-out data; at the swap also what the test data says, and of a corrected copy."""
             if "before" not in figures:
                 figures.update(_swapped(task, network))
+                corrected = copy.deepcopy(network)
+                figures["corrections"] = [site.correction for site in corrected_swap_(task, corrected).sites]
+                figures["corrected"] = training.scores(task, corrected)
             return task.score(network, "held_out").loss
 
         substitution = Substitution(
@@ -209,9 +215,6 @@ class Protocol:
             optimizer,
             total_steps=task.steps,
             tolerance_db=self.tolerance_db,
-            correction=self.correction,
-            calibration=task.calibrate if self.correction != "none" else None,
-            example_inputs=next(task.batches(0))[0],
             evaluate=evaluate,
             higher_is_better=False,
             metric_name="held-out loss",
@@ -224,8 +227,6 @@ class Protocol:
             if scheduler is not None and was_hardening and scheduler.phase == "done":
                 figures["hardened_step"] = done
                 figures["hardened_sites"] = training.measured(task, network)
-            if done == substitution.swap_step and self.correction != "none":
-                figures["corrected"] = training.scores(task, network)
             if done % task.score_every == 0:
                 if has_sites(network):
                     curve.append(_point(task, network, done, substitution.stage))
@@ -281,7 +282,7 @@ class Recovery:
             }
         } | _swapped(task, network)
         teacher = Teacher(network) if self.distillation else None
-        report = self.swap_(task, network)
+        report = corrected_swap_(task, network) if self.correction == "bias" else lambda_gelu.to_relu_(network)
         figures["report"] = report.to_dict()
         if self.correction != "none":
             figures["corrected"] = training.scores(task, network)
@@ -293,18 +294,18 @@ class Recovery:
         run.train_on(network, optimizer_state, self.rate, distilled if teacher else None)
         return figures | {"recovered": training.scores(task, network)}
 
-    def swap_(self, task: Task, network: nn.Module) -> lambda_gelu.SubstitutionReport:
-        """With the correction kept at every site where it improves the loss on the held-out data."""
-        if self.correction == "none":
-            return lambda_gelu.to_relu_(network)
-        return lambda_gelu.to_relu_(
-            network,
-            correction=self.correction,
-            calibrate=task.calibrate,
-            evaluate=lambda network: task.score(network, "held_out").loss,
-            higher_is_better=False,
-            example_inputs=next(task.batches(0))[0],
-        )
+
+def corrected_swap_(task: Task, network: nn.Module) -> lambda_gelu.SubstitutionReport:
+    """The swap, with the bias correction kept at every site where it improves the loss on the held-out data."""
+    return lambda_gelu.to_relu_(
+        network,
+        correction="bias",
+        calibrate=task.calibrate,
+        evaluate=lambda network: task.score(network, "held_out").loss,
+        higher_is_better=False,
+        metric_name="held-out loss",
+        example_inputs=next(task.batches(0))[0],
+    )
 
 
 def as_gelu_(network: nn.Module) -> None:
@@ -323,7 +324,6 @@ ARMS: dict[str, Callable[[Run], Figures]] = {
     "relu-continued": lambda run: _continued(run, "ReLU", CONTINUED),
     "protocol": Protocol(),
     "protocol-40": Protocol(tolerance_db=40.0),
-    "protocol-corrected": Protocol(correction="bias"),
     "recovered": Recovery(),
     "recovered-distilled": Recovery(distillation=1.0),
     "recovered-raised": Recovery(rate=RAISED),

@@ -84,7 +84,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         except (data.MissingDataError, ValueError) as error:
             sys.exit(f"{name}: {error}")
         if arguments.steps is not None:
-            task = task.shortened(arguments.steps, 256)
+            task = task.shortened(arguments.steps, 64)
         for arm, seed in missing:
             record = records.path(arguments.results, name, arm, seed)
             with claimed(record, arguments.cache / f"{name}-{arm}-{seed}.claim") as mine:

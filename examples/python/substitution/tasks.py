@@ -36,6 +36,7 @@ class Task:
     Attributes:
         steps: of a training from scratch, one batch each.
         score_every: steps between two scores: an epoch, where there is one.
+        curve_examples: how much of the calibration data measures SER at each of them.
         warmup_steps, final_rate: the learning rate rises over the first, then falls as a cosine to this part of it.
         lr_multiplier: α of the λ group.
     """
@@ -46,6 +47,7 @@ class Task:
     higher_is_better: bool
     steps: int
     score_every: int
+    curve_examples: int
     optimizer: str
     lr: float
     weight_decay: float
@@ -154,6 +156,7 @@ def _digits(_: Path) -> Task:
         higher_is_better=True,
         steps=900,
         score_every=15,
+        curve_examples=512,
         optimizer="SGD",
         lr=0.05,
         weight_decay=1e-4,
@@ -186,6 +189,7 @@ def _fashion_mnist(folder: Path) -> Task:
         higher_is_better=True,
         steps=8580,
         score_every=429,
+        curve_examples=512,
         optimizer="SGD",
         lr=0.05,
         weight_decay=5e-4,
@@ -213,6 +217,7 @@ def _gpt(folder: Path) -> Task:
         higher_is_better=False,
         steps=1100,
         score_every=55,
+        curve_examples=32,
         optimizer="AdamW",
         lr=2e-3,
         weight_decay=0.1,
