@@ -21,19 +21,23 @@ std::string names_of(const std::vector<Site>& sites) {
   return names;
 }
 
-std::vector<double> resolve_targets(const std::vector<Site>& sites, const HardnessSchedulerOptions& options) {
+std::vector<std::vector<double>> resolve_targets(const std::vector<Site>& sites,
+                                                 const HardnessSchedulerOptions& options) {
   const auto& by_name = options.site_targets();
   for (const auto& [name, target] : by_name) {
     TORCH_CHECK_VALUE(std::any_of(sites.begin(), sites.end(), [&](const Site& site) { return site.name == name; }),
                       "site_targets must name the sites ", names_of(sites), ", got '", name, "'");
   }
-  std::vector<double> targets;
+  std::vector<std::vector<double>> targets;
   for (const auto& site : sites) {
     const auto entry = by_name.find(site.name);
     TORCH_CHECK_VALUE(by_name.empty() || entry != by_name.end(), "site_targets must name every site, '", site.name,
                       "' is missing");
-    targets.push_back(by_name.empty() ? options.target() : entry->second);
-    check_representable(site, "target", targets.back());
+    targets.push_back(by_name.empty() ? std::vector<double>{options.target()} : entry->second.values);
+    const auto count = static_cast<int64_t>(targets.back().size());
+    TORCH_CHECK_VALUE(count == 1 || count == site.module->num_parameters(), "target of '", site.name,
+                      "' must have 1 or ", site.module->num_parameters(), " values, got ", count);
+    for (const double target : targets.back()) check_representable(site, "target", target);
   }
   return targets;
 }
@@ -111,7 +115,7 @@ void HardnessScheduler::save(torch::serialize::OutputArchive& archive) const {
   archive.write("end", options_.end());
   archive.write("schedule", std::string(schedule_name(options_.schedule())));
   archive.write("sites", names_list(sites_));
-  archive.write("targets", concatenated({targets_}));
+  archive.write("targets", concatenated(targets_));
   archive.write("step", step_);
   archive.write("learned_hardness", concatenated(learned_));
 }
@@ -122,7 +126,7 @@ void HardnessScheduler::load(torch::serialize::InputArchive& archive) {
   expect(archive, "end", options_.end());
   expect(archive, "schedule", std::string(schedule_name(options_.schedule())));
   expect(archive, "sites", names_list(sites_));
-  expect(archive, "targets", concatenated({targets_}));
+  expect(archive, "targets", concatenated(targets_));
   const auto step = read(archive, "step").toInt();
   const auto values = read(archive, "learned_hardness").toDoubleVector();
   TORCH_CHECK_VALUE(step >= 0, "step must be at least 0, the state has ", step);
@@ -148,9 +152,11 @@ void HardnessScheduler::move_to(int64_t step, Hardness learned) {
     if (learned.empty()) learned = learned_hardness();
     Hardness hardness = learned;
     for (size_t i = 0; i < sites_.size(); ++i) {
-      for (double& value : hardness[i]) {
+      for (size_t c = 0; c < hardness[i].size(); ++c) {
+        double& value = hardness[i][c];
+        const double target = targets_[i][targets_[i].size() == 1 ? 0 : c];
         check_representable(sites_[i], "hardness", value);
-        value = std::max(value, scheduled_hardness(options_.schedule(), value, targets_[i], window_.progress(step)));
+        value = std::max(value, scheduled_hardness(options_.schedule(), value, target, window_.progress(step)));
         check_representable(sites_[i], "hardness", value);
       }
     }

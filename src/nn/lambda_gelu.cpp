@@ -9,6 +9,8 @@
 #include <sstream>
 #include <string>
 
+#include "nn/site_observer.h"
+
 namespace lambda_gelu {
 namespace {
 
@@ -89,6 +91,7 @@ void LambdaGELUImpl::reset_parameters() {
 }
 
 at::Tensor LambdaGELUImpl::forward(const at::Tensor& input) {
+  for (const auto& observer : observers_) observer->add(input);
   if (substituted_ || relu_guards_ > 0) return at::relu(input);
   if (!frozen_) return softplus_lambda_gelu(input, raw_hardness, temperature(), channel_dim());
   if (!at::GradMode::is_enabled() || !raw_hardness.requires_grad()) {
@@ -161,6 +164,7 @@ std::shared_ptr<torch::nn::Module> LambdaGELUImpl::clone(const std::optional<at:
   site.frozen_ = frozen_;
   site.substituted_ = substituted_;
   site.relu_guards_ = 0;
+  site.observers_.clear();
   return copy;
 }
 

@@ -33,9 +33,10 @@ std::vector<Site> find_modules(torch::nn::Module& model) {
 
 std::vector<Site> find_sites(torch::nn::Module& model) {
   auto sites = find_modules(model);
-  std::erase_if(sites, [](const Site& site) { return site.module->is_substituted(); });
-  TORCH_CHECK_VALUE(!sites.empty(), "model must have a LambdaGELU module (that is not substituted), ", model.name(),
-                    " has none");
+  const auto substituted = std::erase_if(sites, [](const Site& site) { return site.module->is_substituted(); });
+  TORCH_CHECK_VALUE(!sites.empty() || substituted == 0, "model must have a LambdaGELU module that is not substituted, ",
+                    model.name(), " is substituted already: its ", substituted, " are ReLU");
+  TORCH_CHECK_VALUE(!sites.empty(), "model must have a LambdaGELU module, ", model.name(), " has none");
   return sites;
 }
 

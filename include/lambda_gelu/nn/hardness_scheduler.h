@@ -4,17 +4,14 @@
 #include <lambda_gelu/math/relu_gap.h>
 #include <lambda_gelu/math/schedule.h>
 #include <lambda_gelu/nn/sites.h>
+#include <lambda_gelu/nn/targets.h>
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace lambda_gelu {
-
-/// lambda by site name.
-using SiteTargets = std::map<std::string, double>;
 
 struct LAMBDA_GELU_API HardnessSchedulerOptions {
   /// Which part of the run hardens, 0 <= start < end <= 1 (0.25: a second-hand reading of arXiv 2603.21991). With end <
@@ -23,7 +20,8 @@ struct LAMBDA_GELU_API HardnessSchedulerOptions {
   TORCH_ARG(double, end) = 1.0;
   /// lambda to reach at every site, finite and positive: 7.98, a gate gap of 0.1 (which is ours).
   TORCH_ARG(double, target) = target_from_gate_gap(0.1);
-  /// Where not empty, used instead of `target`: one value for every site, by its name.
+  /// Where not empty, used instead of `target`: for every site by its name one value, or one for each of its lambda, as
+  /// suggest_targets gives them.
   TORCH_ARG(SiteTargets, site_targets);
   /// kLinear is the paper's.
   TORCH_ARG(Schedule, schedule) = Schedule::kLinear;
@@ -67,7 +65,7 @@ class LAMBDA_GELU_API HardnessScheduler {
   std::vector<Site> sites_;
   HardeningWindow window_;
   HardnessSchedulerOptions options_;
-  std::vector<double> targets_;  // by site
+  Hardness targets_;  // one value, or one for each channel
   int64_t step_ = 0;
   Hardness learned_;  // at the switch; empty before
 };

@@ -8,8 +8,13 @@
 #include <memory>
 #include <optional>
 #include <ostream>
+#include <vector>
 
 namespace lambda_gelu {
+
+namespace detail {
+struct SiteObserver;
+}
 
 /// Options of LambdaGELU.
 struct LAMBDA_GELU_API LambdaGELUOptions {
@@ -93,6 +98,7 @@ class LAMBDA_GELU_API LambdaGELUImpl : public torch::nn::Cloneable<LambdaGELUImp
 
  private:
   friend class ReluSubstituted;
+  friend class ObserveActivations;
 
   at::Tensor checked_hardness(const at::Tensor& value) const;
   at::Tensor checked_raw(const at::Tensor& hardness) const;
@@ -101,7 +107,9 @@ class LAMBDA_GELU_API LambdaGELUImpl : public torch::nn::Cloneable<LambdaGELUImp
   LambdaGELUOptions options_;
   bool frozen_ = false;
   bool substituted_ = false;
-  int relu_guards_ = 0;  // living ReluSubstituted guards; neither copied nor saved
+  // Of living guards, neither copied nor saved.
+  int relu_guards_ = 0;
+  std::vector<std::shared_ptr<detail::SiteObserver>> observers_;
 };
 
 TORCH_MODULE(LambdaGELU);

@@ -85,6 +85,33 @@ TEST(HardnessScheduler, NeverLowersAHardness) {
   expect_close(site->hardness(), tensor_of({5, 5, 20}), 1e-6);
 }
 
+TEST(HardnessScheduler, TargetsByChannel) {
+  auto model = make_mlp(LambdaGELUOptions(5));
+  const SiteTargets targets = {{"1", {2, 3, 4, 1.2, 60}}, {"3", 30}};
+  const auto options = Options().start(0).site_targets(targets);
+  HardnessScheduler scheduler(*model, 2, options);
+  scheduler.step();
+  // Half-way from 1 + ln 2; a target below the learned lambda lowers nothing.
+  const double learned = 1 + std::log(2.0);
+  expect_close(site_of(model, 1).hardness(),
+               tensor_of({(learned + 2) / 2, (learned + 3) / 2, (learned + 4) / 2, learned, (learned + 60) / 2}), 1e-6);
+  const auto state = saved(scheduler), weights = saved(model);
+  scheduler.step();
+  expect_close(site_of(model, 1).hardness(), tensor_of({2, 3, 4, learned, 60}), 1e-6);
+  expect_close(site_of(model, 3).hardness(), tensor_of({30, 30, 30, 30, 30}), 1e-6);
+
+  auto resumed = make_mlp(LambdaGELUOptions(5));
+  HardnessScheduler again(*resumed, 2, options);
+  load_from(weights, resumed);
+  load_from(state, again);
+  again.step();
+  expect_same(site_of(resumed, 1).hardness(), site_of(model, 1).hardness());
+  HardnessScheduler other(*make_mlp(LambdaGELUOptions(5)), 2, Options().start(0).site_targets({{"1", 2}, {"3", 30}}));
+  expect_value_error([&] { load_from(state, other); }, "targets");
+  expect_value_error([&] { HardnessScheduler(*model, 2, Options().site_targets({{"1", {2, 3}}, {"3", 30}})); },
+                     "target of '1'", "1 or 5 values", "got 2");
+}
+
 TEST(HardnessScheduler, TargetsBySite) {
   auto model = make_mlp();
   HardnessScheduler scheduler(*model, 2, Options().start(0.5).site_targets({{"1", 12}, {"3", 30}}));
@@ -142,7 +169,7 @@ TEST(HardnessScheduler, RefusesAPlanWithoutChangingTheModel) {
   torch::nn::Sequential without(torch::nn::Linear(2, 2));
   expect_value_error([&] { HardnessScheduler(*without, 10); }, "LambdaGELU", "has none");
   to_relu_(*model);
-  expect_value_error([&] { HardnessScheduler(*model, 10); }, "LambdaGELU", "has none");
+  expect_value_error([&] { HardnessScheduler(*model, 10); }, "LambdaGELU", "substituted already");
 }
 
 TEST(HardnessScheduler, ATargetThatACastHasPutOutOfRangeIsRefusedAtTheStepThatNeedsIt) {

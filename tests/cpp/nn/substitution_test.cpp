@@ -1,6 +1,8 @@
 #include <lambda_gelu/math/relu_gap.h>
 #include <lambda_gelu/nn/substitution.h>
 
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "support.h"
@@ -72,7 +74,83 @@ TEST(ToRelu, AModelWithoutASiteIsRefused) {
   expect_value_error([&] { to_relu_(*without); }, "LambdaGELU", "has none");
   auto model = make_mlp();
   to_relu_(*model);
-  expect_value_error([&] { to_relu_(*model); }, "LambdaGELU", "has none");
+  expect_value_error([&] { to_relu_(*model); }, "LambdaGELU", "substituted already", "its 2 are ReLU");
+}
+
+// --- with statistics ----------------------------------------------------------------------------------------------
+
+struct Observed {
+  torch::nn::Sequential model = make_mlp(LambdaGELUOptions(5));
+  at::Tensor first;  // the pre-activations of site "1"
+  ActivationStatistics statistics;
+
+  Observed() {
+    at::manual_seed(0);
+    const auto x = at::randn({3000, 3});
+    site_of(model, 1).set_hardness(tensor_of({2, 3, 4, 5, 6}));
+    first = model->ptr(0)->as<torch::nn::LinearImpl>()->forward(x).detach().to(at::kDouble);
+    ObserveActivations observe(*model);
+    model->forward(x);
+    statistics = observe.statistics();
+  }
+};
+
+TEST(ToRelu, TellsWhatTheStatisticsPredict) {
+  Observed run;
+  const auto hardness = site_of(run.model, 1).hardness().detach().to(at::kDouble);
+  const auto report = to_relu_(*run.model, run.statistics);
+  const auto& x = run.first;
+  const auto relu = at::relu(x), gap = relu - reference(x, hardness);
+  const auto mean = [](const at::Tensor& tensor) { return tensor.to(at::kDouble).mean().item<double>(); };
+  const auto& site = report.sites[0];
+  EXPECT_NEAR(*site.ser_db, 10 * std::log10(mean(relu.square()) / mean(gap.square())), 0.1);
+  EXPECT_NEAR(*site.expected_gap, mean(gap), 0.01 * mean(gap));
+  EXPECT_NEAR(*site.effective_hardness, 4 * x.std(/*unbiased=*/false).item<double>(), 1e-6);
+  EXPECT_NEAR(*site.zeros_before, mean(at::special_ndtr(hardness * x) < 0.01), 0.01);
+  EXPECT_DOUBLE_EQ(*site.zeros_after, mean(relu == 0));
+  EXPECT_TRUE(site_of(run.model, 1).is_substituted());
+}
+
+TEST(ToRelu, RefusesStatisticsThatItCannotUseAndChangesNothing) {
+  Observed run;
+  const auto before = saved(run.model);
+  auto other = make_mlp(LambdaGELUOptions(4));
+  expect_value_error([&] { to_relu_(*other, run.statistics); }, "another model", "4 lambda", "5 channels");
+  expect_value_error([&] { to_relu_(*run.model, ActivationStatistics({{"1", {}}, {"3", {}}})); }, "to_relu_",
+                     "no calibration data");
+  expect_value_error([&] { to_relu_(*run.model, ActivationStatistics(std::vector<SiteStatistics>{{"0", {}}})); },
+                     "another model", "'0'", "'1'");
+  EXPECT_EQ(saved(run.model), before);
+}
+
+TEST(SubstitutionReport, AsCsvAndJsonHoldsEveryDigit) {
+  SubstitutionReport report;
+  report.sites.push_back({"a\"b", {"c", "d,e"}, 1.1, 2, 0.1 + 0.2, 1.0 / 3});
+  report.sites.push_back({"f", {}, 1, 1, 1, 0.5, 4.5, std::numeric_limits<double>::infinity(), 0.25, 0.5, 0.75});
+  EXPECT_EQ(to_csv(report),
+            "name,also_at,hardness_min,hardness_mean,hardness_max,gate_gap,effective_hardness,ser_db,expected_gap,"
+            "zeros_before,zeros_after\n"
+            "\"a\"\"b\",\"c d,e\",1.1,2,0.30000000000000004,0.3333333333333333,,,,,\n"
+            "f,,1,1,1,0.5,4.5,inf,0.25,0.5,0.75\n");
+  EXPECT_EQ(to_json(report),
+            "{\n  \"sites\": [\n"
+            "    {\"name\": \"a\\\"b\", \"also_at\": [\"c\", \"d,e\"], \"hardness_min\": 1.1, \"hardness_mean\": 2, "
+            "\"hardness_max\": 0.30000000000000004, \"gate_gap\": 0.3333333333333333, \"effective_hardness\": null, "
+            "\"ser_db\": null, \"expected_gap\": null, \"zeros_before\": null, \"zeros_after\": null},\n"
+            "    {\"name\": \"f\", \"also_at\": [], \"hardness_min\": 1, \"hardness_mean\": 1, \"hardness_max\": 1, "
+            "\"gate_gap\": 0.5, \"effective_hardness\": 4.5, \"ser_db\": \"inf\", \"expected_gap\": 0.25, "
+            "\"zeros_before\": 0.5, \"zeros_after\": 0.75}\n  ]\n}\n");
+}
+
+TEST(SubstitutionReport, TableHasTheColumnsThatAreKnown) {
+  SubstitutionReport report;
+  report.sites.push_back({"a", {}, 1, 2, 3, 0.5, 4, 31.25});
+  std::ostringstream text;
+  text << report;
+  EXPECT_EQ(text.str(),
+            "1 site is ReLU now\n"
+            "site hardness min         mean          max     gate gap        kappa       SER dB\n"
+            "a               1            2            3          0.5            4        31.25\n");
 }
 
 TEST(ToRelu, CanBeTakenBack) {
