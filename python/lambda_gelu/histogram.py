@@ -25,8 +25,8 @@ class Histogram:
 
     The error of the swap, ReLU(x) − f(x; λ) = |x| Φ(−λ|x|), depends on |x| only, so counts over bins of |x| (four per
     octave) answer for every λ. Nothing about the shape of the distribution is assumed; within a bin its density is
-    linear, which leaves the SER of smooth distributions within 0.02 dB. The error comes from |x| < 3/λ: where only a few
-    activations lie there, it depends on where exactly, which a histogram does not know.
+    linear, which leaves the SER of smooth distributions within 0.02 dB. The error comes from |x| < 3/λ: where only
+    a few activations lie there, it depends on where exactly, which a histogram does not know.
 
     `hardness` (λ) in the methods is a float, or a sequence or tensor with one value or one per channel. With several
     channels the answer is about all their activations together, as the site has them.

@@ -326,6 +326,20 @@ def test_observing_changes_neither_outputs_nor_gradients(model):
     assert not any(site._observers for site in lambda_gelu.find_sites(model).values())
 
 
+def test_every_device_counts_what_the_cpu_counts(device):
+    torch.manual_seed(0)
+    model = Network()
+    x = images(16)[0].to(device)
+    activations = inputs_of_sites(model, x)
+    for per, dims in (("layer", (1, None)), ("channel", (1, 1))):
+        with observe(model, per=per, every=2) as statistics:
+            for _ in range(3):
+                model(x)
+        for (name, histogram), dim in zip(statistics.items(), dims, strict=True):
+            once = Histogram.of(activations[name].cpu(), channel_dim=dim)
+            assert_close({name: histogram}, {name: once.merge(once)})
+
+
 def test_channels_are_those_of_the_dimension_that_is_asked_for(model):
     x = images(16)[0]
     activations = inputs_of_sites(model, x)
