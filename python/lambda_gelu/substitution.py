@@ -18,6 +18,7 @@ from ._trial import Trial
 from .correction import BiasCorrection, channel_dims, expected_gaps, why_not_corrected
 from .modules import LambdaGELU
 from .report import SubstitutedSite, SubstitutionReport
+from .site_costs import SiteWeight
 from .sites import Slot, find_sites, refuse_spread, replaceable_sites, unwrapped
 from .statistics import Statistics, observe
 from .successors import NoSuccessor, Successor, find_successors
@@ -33,6 +34,7 @@ def to_relu_(
     correction: str = "none",
     statistics: Statistics | None = None,
     calibrate: Callable[[nn.Module], object] | None = None,
+    weights: Mapping[str, SiteWeight] | None = None,
     evaluate: Callable[[nn.Module], float | Tensor] | None = None,
     higher_is_better: bool | None = None,
     metric_name: str = "metric",
@@ -67,6 +69,7 @@ def to_relu_(
             of the successors.
         calibrate: instead of `statistics`: runs calibration data through the model that it is given, in eval mode and
             without gradients. The SER is measured on the tensors too.
+        weights: of :func:`lambda_gelu.site_weights`, for the predicted cost in the report. Default None.
         evaluate: gives the metric of the model it is given. Needed for the correction, for `max_loss` and for the order
             by harm. It may switch modes.
         higher_is_better: of the metric. Needed where `evaluate` is. Default None.
@@ -112,6 +115,9 @@ def to_relu_(
         order=order,
     )
     facts = {name: _facts(slots) for name, slots in places.items()}
+    _refuse_unknown("weights", weights or {}, all_sites)
+    for name, weight in (weights or {}).items():
+        facts[name]["predicted_cost"] = weight.cost
     successors: dict[str, Successor | NoSuccessor] = {}
     if correction == "bias":
         refuse_spread(model, "correct before the model is spread over ranks")
@@ -159,12 +165,16 @@ def _chosen(all_sites: Mapping[str, LambdaGELU], names: Iterable[str] | None) ->
     if isinstance(names, str):
         raise TypeError(f"sites must be a list of names, got the string {names!r}")
     wanted = list(names)
-    unknown = [str(name) for name in wanted if name not in all_sites]
-    if unknown:
-        raise ValueError(f"sites names {', '.join(unknown)}, but the sites are {', '.join(all_sites)}")
+    _refuse_unknown("sites", wanted, all_sites)
     if not wanted:
         raise ValueError("sites is empty: nothing would be replaced")
     return {name: site for name, site in all_sites.items() if name in wanted}
+
+
+def _refuse_unknown(argument: str, names: Iterable[str], all_sites: Mapping[str, LambdaGELU]) -> None:
+    unknown = [str(name) for name in names if name not in all_sites]
+    if unknown:
+        raise ValueError(f"{argument} names {', '.join(unknown)}, but the sites are {', '.join(all_sites)}")
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lambda_gelu import LambdaGELU, Statistics, find_sites, observe, relu_substituted, to_relu_
+from lambda_gelu import LambdaGELU, Statistics, find_sites, observe, relu_substituted, site_weights, to_relu_
 from lambda_gelu._layers import shift_of
 from lambda_gelu.correction import BiasCorrection
 from lambda_gelu.successors import find_successors
@@ -316,9 +316,14 @@ def test_a_correction_can_bring_a_site_under_the_allowed_loss(network, data, dis
     assert torch.equal(network[4].bias, state["4.bias"]) and not torch.equal(network[2].bias, state["2.bias"])
 
 
-def test_the_order_by_harm_alone_swaps_every_site(network, distance):
-    report = to_relu_(network, evaluate=distance, higher_is_better=False, order="harm")
+def test_the_order_by_harm_alone_swaps_every_site(network, data, distance):
+    weights = site_weights(network, distance, method="probe", statistics=observed(network, data))
+    report = to_relu_(network, evaluate=distance, higher_is_better=False, order="harm", weights=weights)
     assert report.left == () and all(site.measured_cost > 0 for site in report.sites)
+    # What the probe predicts is what is measured here: one site at a time.
+    assert [site.predicted_cost for site in report.sites] == pytest.approx(
+        [site.measured_cost for site in report.sites]
+    )
 
 
 def test_a_metric_that_becomes_nan_is_worse_than_any(network):
@@ -417,6 +422,7 @@ REFUSED = {
     "unknown correction": ({"correction": "variance"}, "correction must be 'none' or 'bias', got 'variance'"),
     "unknown order": ({"order": "size"}, "order must be 'model' or 'harm', got 'size'"),
     "unknown sites": ({"sites": ["1", "2", "9"]}, "sites names 2, 9, but the sites are 1, 3, 5"),
+    "weights of other sites": ({"weights": {"2": None}}, "weights names 2, but the sites are 1, 3, 5"),
     "no sites": ({"sites": []}, "sites is empty"),
     "no data": (BIAS, "correction='bias' needs calibration data"),
     "no metric": ({"correction": "bias", "calibrate": print}, "correction='bias' needs evaluate"),

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import re
+import sys
 
 import pytest
 import torch
@@ -456,6 +457,15 @@ def test_the_model_is_left_as_it_was(inputs):
     assert all(torch.equal(value, state[key]) or value.isnan().all() for key, value in model.state_dict().items())
     copy.deepcopy(model)  # stand-ins of torch.fx could not be copied
     assert torch.is_tensor(getattr(model[0], "kept", torch.ones(1)))
+
+
+def test_without_the_part_of_torch_that_shows_operations_a_trace_still_works(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lambda_gelu._tracing.run", None)
+    model = Network(plain)
+    assert (
+        "this PyTorch cannot show the operations of a run" in find_successors(model, torch.randn(3, 4))["site"].reason
+    )
+    assert str(find_successors(model)["site"]) == "behind.bias"
 
 
 def test_wrapped_and_compiled_models_have_the_names_of_the_plain_one():

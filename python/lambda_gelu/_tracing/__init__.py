@@ -24,8 +24,6 @@ from .graph import (
     channels_along,
     ends_of,
 )
-from .run import trace_run
-from .symbolic import trace_symbolically
 
 __all__ = [
     "Call",
@@ -47,6 +45,14 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Dataflow:
     In eval mode; the model is left as it was.
 
     Raises:
-        DataflowError: where torch.fx cannot trace the model.
+        DataflowError: where torch.fx cannot trace the model, and where a run could not be followed.
     """
-    return trace_symbolically(unwrapped(model)) if example_inputs is None else trace_run(model, example_inputs)
+    if example_inputs is None:
+        from .symbolic import trace_symbolically  # noqa: PLC0415 - few need it
+
+        return trace_symbolically(unwrapped(model))
+    try:
+        from .run import trace_run  # noqa: PLC0415 - it needs a part of torch that may move
+    except ImportError as error:
+        raise DataflowError(f"this PyTorch cannot show the operations of a run ({error})") from error
+    return trace_run(model, example_inputs)

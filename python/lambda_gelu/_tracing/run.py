@@ -16,28 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._calls import run_once
 from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, titled
-
-_SAME = {"clone", "contiguous", "alias", "detach", "lift_fresh", "_to_copy"}
-VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-MOVES = {
-    *("transpose", "t", "permute", "movedim", "expand", "squeeze", "unsqueeze", "flatten", "unflatten", "repeat"),
-    *("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "flip", "roll"),
-    *("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
-    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
-}
-POOLS = {
-    *("avg_pool1d", "avg_pool2d", "avg_pool3d", "mean", "amax", "max"),
-    *("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
-    *("max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-}
-# They read the shape, and no number.
-_SHAPES = {
-    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
-    *("new_empty", "new_zeros", "new_ones", "new_full"),
-}
-# They take numbers out of torch's sight.
-_LEAVING = {"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "__reduce_ex__", "__deepcopy__"}
+from .operations import LEAVING, MOVES, POOLS, SAME, SHAPES, VIEWS
 
 
 def trace_run(model: nn.Module, example_inputs: Any) -> Dataflow:
@@ -113,11 +92,11 @@ class _Recorder(TorchDispatchMode):
         name = schema.name.rpartition("::")[2] if schema is not None else str(func)
         given = list(_tensors((args, kwargs)))
         self.loose |= {id(tensor) for tensor in given} & self._held
-        if name in _SHAPES:
+        if name in SHAPES:
             return
         value = self._values.get(id(given[0])) if len(given) == 1 and args and given[0] is args[0] else None
         builtin = schema is not None and schema.name.startswith("aten::") and not schema.is_mutable
-        if value is None or not builtin or name not in _SAME | VIEWS | MOVES | POOLS:
+        if value is None or not builtin or name not in SAME | VIEWS | MOVES | POOLS:
             what = f"{name} at {_location(sys._getframe(1))}"
             for tensor in given:
                 self._lose(tensor, what)
@@ -128,7 +107,7 @@ class _Recorder(TorchDispatchMode):
                 if not output.is_floating_point():
                     value.uses.append(Unknown(f"{name} to {output.dtype}"))
                     continue
-                move = None if name in _SAME else _Move(func, name, args[1:], kwargs, index)
+                move = None if name in SAME else _Move(func, name, args[1:], kwargs, index)
                 moved = Value(tuple(output.shape), source=value)
                 value.uses.append(Moved(moved, move))
                 self._track(output, moved)
@@ -171,7 +150,7 @@ class _Leaving(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _LEAVING and not self._looking:
+        if name in LEAVING and not self._looking:
             self._looking = True
             try:
                 self._recorder.leaves_torch(args, name)

@@ -12,7 +12,7 @@ from torch import nn
 from .._calls import evaluating, uncompiled
 from ..modules import LambdaGELU
 from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, titled
-from .run import MOVES, POOLS, VIEWS
+from .operations import MOVES, POOLS, VIEWS
 
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _POOL_MODULES = (
