@@ -22,7 +22,7 @@ from .pacing import AllowedLoss, Remaining, Settled
 from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
 from .report import SubstitutionReport
 from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
-from .sites import find_sites, replaceable_sites
+from .sites import find_sites, replaceable_sites, reshard, unwrapped
 from .statistics import Statistics, observe
 from .substitution import refuse_substituted, to_relu_
 from .targets import HardnessCapWarning, suggest_targets
@@ -85,6 +85,8 @@ class Substitution:
         activation_l1: the factor of an :class:`ActivationL1` that rises over the recovery. Default None.
         keep_best: whether :meth:`validate` keeps the checkpoint that is best as a ReLU network, in :attr:`best`, in
             memory or, where it is a path, in that file. Default False.
+        group: the process group of torch.distributed over whose ranks the statistics are added up. Default None: all
+            ranks, where there are several.
 
     Attributes:
         best: a :class:`BestSubstituted`, or None.
@@ -134,6 +136,7 @@ class Substitution:
         distillation: Distillation | None = None,
         activation_l1: float | None = None,
         keep_best: bool | str | os.PathLike[str] = False,
+        group: Any = None,
     ) -> None:
         sites = _changeable_sites(model)
         self._optimizers = _checked_optimizers(optimizer, model)
@@ -163,6 +166,7 @@ class Substitution:
         self._latest_onset, self._calibrate_steps = onset, calibrate_steps
         self._observe_from = 0 if isinstance(start, Settled) else max(0, onset - calibrate_steps)
         self._calibration, self._evaluate, self._example_inputs = calibration, evaluate, example_inputs
+        self._group = group
         self._suggest, self._tolerance, self._cap, self._per = targets, float(tolerance_db), float(cap), per
         self._follow, self._correction, self._max_loss = bool(follow), correction, max_loss
         self._higher_is_better, self._metric_name = higher_is_better, metric_name
@@ -492,7 +496,7 @@ class Substitution:
 
     def _suggested(self, statistics: Statistics) -> tuple[Mapping[str, Any], dict[str, float]]:
         """Targets, and the SER that each site is to reach with them."""
-        statistics = _over_ranks(statistics)
+        statistics = _over_ranks(statistics, self._group)
         statistics.require_complete("targets")
         if self._suggest is not None:
             targets = self._suggest(statistics)
@@ -573,7 +577,7 @@ class Substitution:
     # --- the swap ----------------------------------------------------------------------------------------------------
 
     def _swap(self, is_whole: bool) -> None:
-        statistics = None if self._calibration is not None else _over_ranks(self._for_targets(is_whole))
+        statistics = None if self._calibration is not None else _over_ranks(self._for_targets(is_whole), self._group)
         with self.unobserved():
             teacher = None if self._distillation is None else Teacher(self._model)
             raw = _raw_hardness(self._model)
@@ -622,15 +626,17 @@ class Substitution:
 
 
 def _raw_hardness(model: nn.Module) -> dict[str, Tensor]:
+    """s of every site, as the optimizers have it."""
+    reshard(unwrapped(model))
     return {name: site.raw_hardness for name, site in find_sites(model).items()}
 
 
-def _over_ranks(statistics: Statistics) -> Statistics:
+def _over_ranks(statistics: Statistics, group: Any) -> Statistics:
     """Summed over the ranks, where there are several."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1):
         return statistics
-    return statistics.snapshot().all_reduce()
+    return statistics.snapshot().all_reduce(group)
 
 
 @contextmanager
@@ -658,6 +664,7 @@ def _checked_optimizers(optimizer: Any, model: nn.Module) -> list[Any]:
     if optimizer is None:
         return []
     optimizers = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    reshard(unwrapped(model))
     parameters = set(model.parameters())
     for each in optimizers:
         if not any(parameter in parameters for group in each.param_groups for parameter in group["params"]):

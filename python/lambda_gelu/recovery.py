@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .sites import find_slots, unwrapped
+from .sites import find_slots, reshard, unwrapped
 
 
 def keep_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
@@ -38,6 +38,7 @@ def keep_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module) -> int:
         >>> lambda_gelu.keep_optimizer_(optimizer, model)
         >>> # go on training
     """
+    reshard(model)  # what is gathered after an evaluation is not what the optimizer has
     present = set(model.parameters())  # tensors hash by identity
     every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gone = [parameter for parameter in every if parameter not in present]

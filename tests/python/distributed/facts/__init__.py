@@ -1,5 +1,5 @@
 """Importing this registers all facts."""
 
-from . import checkpoint, ddp, dtensor, fsdp, hardening, statistics, tensor_parallel, wrapped
+from . import checkpoint, ddp, dtensor, fsdp, hardening, protocol, statistics, tensor_parallel, wrapped
 
-__all__ = ["checkpoint", "ddp", "dtensor", "fsdp", "hardening", "statistics", "tensor_parallel", "wrapped"]
+__all__ = ["checkpoint", "ddp", "dtensor", "fsdp", "hardening", "protocol", "statistics", "tensor_parallel", "wrapped"]
