@@ -180,6 +180,10 @@ class Histogram:
             return f"{text}, nonfinite={self.nonfinite})"
         return f"{text}, mean={self.mean:.4g}, std={self.std:.4g})" if self.count else f"{text})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        native = ("_native", "_merged")  # cannot be copied or pickled, and is made anew
+        return {name: value for name, value in self.__dict__.items() if name not in native}
+
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -232,6 +232,10 @@ class Statistics(Mapping[str, Histogram]):
             self.per, self._num_hardness = loaded.per, loaded._num_hardness
         self._write(dict(loaded))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy or pickle made inside observe() would otherwise take the sites with it.
+        return {**self.__dict__, "_histograms": dict(self), "_observers": None}
+
     # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _check_alike(self, other: Statistics) -> None:

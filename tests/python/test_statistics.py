@@ -704,6 +704,21 @@ def test_an_observation_goes_on_from_a_saved_state(model, options):
     assert_same(statistics, observed(model, *batches, **options))
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["copy", "pickle"])
+def test_copies_and_pickles_are_snapshots(model, duplicate):
+    x = images(4)[0]
+    with observe(model) as live:
+        model(x)
+        live["act1"].ser_db(2.0)
+        during = duplicate(live)
+        model(x)
+    assert_same(during, observed(model, x))
+    histogram = live["act1"]
+    assert duplicate(histogram).ser_db(2.0) == histogram.ser_db(2.0)
+    hardness = model.act1.hardness
+    assert duplicate(live)["act1"].ser_db(hardness) == histogram.ser_db(hardness)
+
+
 def test_a_state_is_a_copy(model):
     x = images(4)[0]
     with observe(model) as live:
