@@ -47,11 +47,15 @@ def trace_symbolically(model: nn.Module) -> Dataflow:
         raise DataflowError(f"torch.fx cannot trace the model ({type(error).__name__}: {first})") from error
     finally:
         for module, before, buffers in attributes:
-            vars(module).clear()
-            vars(module).update(before)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            _restore(module._buffers, buffers)
+            _restore(vars(module), before)
     return _from_graph(model, graph)
+
+
+def _restore(now: dict[str, Any], before: Mapping[str, Any]) -> None:
+    for key in now.keys() - before.keys():
+        del now[key]
+    now.update({key: value for key, value in before.items() if now.get(key) is not value})
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
