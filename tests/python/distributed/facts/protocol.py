@@ -28,13 +28,13 @@ def run(model: nn.Module, part: slice, group: Any) -> tuple[Substitution, torch.
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
+        with torch.no_grad():
+            substitution.validate(lambda model: model(batches()[0][0]).square().mean())
+            with substitution.unobserved():
+                model(x)  # afterwards FSDP2 holds the root's parameters in full, also where the swap comes next
         substitution.step()
         if substitution.stage in ("learn", "harden"):
             trace.append(torch.cat([site.hardness.detach() for site in find_sites(model).values()]))
-        # Afterwards FSDP2 holds the root's parameters in full.
-        with torch.no_grad():
-            whole_batch = batches()[0][0]
-            substitution.validate(lambda model, x=whole_batch: model(x).square().mean())
     return substitution, torch.stack(trace), optimizer
 
 
