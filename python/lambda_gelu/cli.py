@@ -101,9 +101,8 @@ def _substitute(options: argparse.Namespace) -> None:
             calibrate=lambda calibrated: _calibrate(calibrated, batches, options.quiet),
             max_loss=options.max_loss,
             add_bias=options.add_bias,
+            weights=weights,
         )
-    if weights is not None:
-        report = report.with_predicted_costs(weights)
     if loss is not None and options.recover_steps:
         _recover(model, training, loss, options)
         if evaluate is not None:

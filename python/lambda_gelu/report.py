@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ._table import as_lists, counted, finite_or_text, format_table, to_csv, to_json
-
-if TYPE_CHECKING:
-    from .site_costs import SiteWeight
 
 STAGES = ("before", "swapped", "corrected", "recovered")
 """The stages at which a :class:`SubstitutionReport` has the metric: as λ-GELU, right after the swap, after the bias
@@ -117,28 +114,6 @@ class SubstitutionReport:
     def with_metrics(self, **metrics: float) -> SubstitutionReport:
         """The same report with the metric at more stages, as ``with_metrics(recovered=5.81)``."""
         return replace(self, metrics={**self.metrics, **metrics})
-
-    def with_predicted_costs(self, weights: Mapping[str, float | SiteWeight]) -> SubstitutionReport:
-        """The same report with ``predicted_cost`` = weight · E[gap] where a site has both.
-
-        Args:
-            weights: what a unit of expected gap costs, by site, as :func:`lambda_gelu.site_weights` measured it before
-                the swap; the costs have the unit of its loss.
-
-        Raises:
-            ValueError: for weights of sites that are not in the report.
-        """
-        unknown = [name for name in weights if name not in {site.name for site in self.sites}]
-        if unknown:
-            raise ValueError(f"weights names {', '.join(unknown)}, but the sites are {[s.name for s in self.sites]}")
-        numbers = {name: float(getattr(weight, "weight", weight)) for name, weight in weights.items()}
-        sites = [
-            site
-            if site.name not in numbers or site.expected_gap is None
-            else replace(site, predicted_cost=numbers[site.name] * site.expected_gap)
-            for site in self.sites
-        ]
-        return replace(self, sites=tuple(sites))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, strings, booleans and finite numbers.

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from lambda_gelu import SiteWeight, SubstitutedSite, SubstitutionReport
+from lambda_gelu import SubstitutedSite, SubstitutionReport
 
 SITES = (
     SubstitutedSite(
@@ -62,14 +62,6 @@ def test_a_cost_is_positive_where_the_metric_became_worse(higher, cost):
     report = SubstitutionReport(SITES, "accuracy", higher, {"before": 96.0, "swapped": 94.5})
     assert report.cost("swapped") == cost
     assert report.cost("recovered") is None  # nobody measured it
-
-
-def test_predicted_costs_are_weight_times_gap_where_both_are_known():
-    weights = {"encoder.act": SiteWeight(cost=9.0, gap=3.0, weight=-4.0), "last": 2.0}
-    report = REPORT.with_predicted_costs(weights)
-    assert [site.predicted_cost for site in report.sites] == [-0.05, None]
-    with pytest.raises(ValueError, match=r"weights names head, but the sites are \['encoder.act', 'last'\]"):
-        REPORT.with_predicted_costs({"head": 1.0})
 
 
 def test_sites_that_were_left_are_told_from_those_that_are_relu():
