@@ -233,6 +233,14 @@ def test_the_formula_for_large_hardness_is_as_near_as_the_page_says():
 
 
 def test_every_class_that_the_page_names_exists():
-    of_others = {"ReLU", "ValueError", "TypeError", "Trainer", "SubstitutionCallback"}
+    of_others = {"ReLU", "ValueError", "TypeError", "Trainer", "SubstitutionCallback", "ReluSubstituted"}
     names = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w*)", TEXT)) - of_others
     assert {"BestSubstituted", "HardnessCapWarning"} <= names <= set(lambda_gelu.__all__)
+
+
+def test_every_name_of_the_cpp_recipe_is_in_a_public_header():
+    (block,) = re.findall(r"^```cpp\n(.*?)^```", SECTIONS["In C++"], re.DOTALL | re.MULTILINE)
+    headers = "".join(path.read_text() for path in sorted((PAGE.parents[1] / "include").rglob("*.h")))
+    names = set(re.findall(r"(?:lambda_gelu::|\.)([A-Za-z_]\w+)", block)) - {"step"}
+    assert {"ObserveActivations", "expected_gaps", "rollback"} <= names
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", headers)] == []
