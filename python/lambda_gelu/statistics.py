@@ -289,7 +289,8 @@ def observe(
     itself). Contexts may be nested; each counts everything. Within :func:`lambda_gelu.relu_substituted` it counts what
     the ReLU is given.
 
-    Each process counts what it computes; :meth:`Statistics.all_reduce` adds up.
+    Each process counts what it computes; :meth:`Statistics.all_reduce` adds up. Threads that run one model at the same
+    time are not counted right.
 
     Args:
         model: with at least one :class:`LambdaGELU`.
@@ -298,7 +299,8 @@ def observe(
         channel_dim: with ``"channel"``: the dimension of the activations that counts as channels, for all sites or by
             name, as of the layer that comes next; None by name: that site as a whole. Default None, and for sites that
             are not named: the site's own ``channel_dim``.
-        every: only the first call of a site and each `every`-th after it. Default 1: all.
+        every: only the first call of a site and each `every`-th after it, which costs that much less of a training.
+            Default 1: all.
 
     Yields:
         Statistics: of all sites; to be looked at within the context and afterwards.

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from facts.tensor_parallel import Block, make, plan
 from facts.training import EXAMPLES, HIDDEN, assert_same_on_every_rank, batches, make_model
-from lambda_gelu import LambdaGELU, Statistics, observe, suggest_targets
+from lambda_gelu import LambdaGELU, Statistics, observe, site_weights, suggest_targets
 
 
 def observed(model: nn.Module, inputs: list[Tensor], **options: object) -> Statistics:
@@ -95,3 +95,14 @@ def a_tensor_parallel_site_counts_the_channels_of_this_rank(group: Group) -> Non
             assert statistics["activation"].num_channels == expected["activation"].num_channels
             statistics.all_reduce(group.process_group)
             assert_equal_counts(group, statistics, expected)
+
+
+@fact(2)
+def site_weights_refuse_ddp_and_say_what_to_do(group: Group) -> None:
+    x = batches()[0][0]
+    model = DistributedDataParallel(make_model(), process_group=group.process_group)
+    with pytest.raises(ValueError, match=r"inside DistributedDataParallel.*give its \.module"):
+        site_weights(model, lambda each: each(x).square().mean())
+    assert site_weights(model.module, lambda each: each(x).square().mean()).keys() == {"1", "3"}
+    model(x).sum().backward()  # and it waits for nothing
+    model(x).sum().backward()
