@@ -128,7 +128,7 @@ def _fold(dataflow: Dataflow, site: LambdaGELU) -> tuple[str, tuple[str, ...]]:
         reason = why_no_factor_in(each.module)
         if reason:
             raise DataflowError(f"it goes to {dataflow.names[each.module]}: {reason}")
-        refuse_shared(dataflow, each.module)
+        refuse_shared(dataflow, each.module, ("weight",))
     hardness = site.hardness.detach()
     hardness = hardness.to("cpu", torch.float64)
     new = [(before.module, factors_out(before.module, _factors_before(site, call, before, hardness)))]
@@ -154,7 +154,7 @@ def _predecessor(dataflow: Dataflow, call: Call) -> Call:
     reason = why_no_factor_out(source.module)
     if reason:
         raise DataflowError(f"it comes from {name}: {reason}")
-    refuse_shared(dataflow, source.module)
+    refuse_shared(dataflow, source.module, ("weight", "bias"))
     others = [end for end, _ in ends_of(source.output) if end is not call]
     if others:
         other = others[0]

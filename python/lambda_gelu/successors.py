@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -157,12 +157,14 @@ def only_calls(value: Value) -> Iterator[Call]:
     yield from dict.fromkeys(end for end in ends if isinstance(end, Call))
 
 
-def refuse_shared(dataflow: Dataflow, module: nn.Module) -> None:
-    """Raises DataflowError for a layer that is called again, or part of which something else uses."""
+def refuse_shared(dataflow: Dataflow, module: nn.Module, keys: Sequence[str] = ("bias", "running_mean")) -> None:
+    """Raises DataflowError for a layer that is called again, or of which something else uses one of the tensors."""
     name = dataflow.names[module]
     if len(dataflow.calls[module]) > 1:
         raise DataflowError(f"{name} is called {len(dataflow.calls[module])} times in one forward")
-    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+    tensors = {**module._parameters, **module._buffers}
+    for key in keys:
+        tensor = tensors.get(key)
         if tensor is None:
             continue
         others = [place for place in dataflow.holders(tensor) if place != f"{name}.{key}"]

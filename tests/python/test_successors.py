@@ -234,6 +234,14 @@ def tied_bias():
     return net
 
 
+def tied_weights():
+    """behind.weight is that of another layer too, which keeps nobody from changing the bias."""
+    net = Network(lambda net, y, x: net.behind(y) + net.other(y))
+    net.other = nn.Linear(6, 4)
+    net.other.weight = net.behind.weight
+    return net
+
+
 def parametrized_bias():
     net = Network(lambda net, y, x: net.behind(y))
     nn.utils.parametrize.register_parametrization(net.behind, "bias", nn.Identity())
@@ -371,6 +379,12 @@ def test_a_site_whose_output_nothing_can_be_folded_behind_is_named_with_the_reas
     assert isinstance(found, NoSuccessor)
     if inputs == "a run" or name in REFUSED:
         assert re.search(reason, found.reason), found.reason
+
+
+@pytest.mark.parametrize("inputs", [None, (3, 4)])
+def test_a_weight_of_two_layers_keeps_nobody_from_changing_their_biases(inputs):
+    x = None if inputs is None else torch.randn(inputs)
+    assert str(find_successors(tied_weights(), x)["site"]) == "behind.bias, other.bias"
 
 
 # --- around it -------------------------------------------------------------------------------------------------------
