@@ -25,7 +25,7 @@ from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
 from .sites import find_sites, replaceable_sites, reshard, unwrapped
 from .statistics import Statistics, observe
 from .substitution import refuse_substituted, to_relu_
-from .targets import HardnessCapWarning, suggest_targets
+from .targets import HardnessCapWarning, SiteWeight, suggest_targets
 
 Evaluate = Callable[[nn.Module], "float | Tensor"]
 
@@ -76,6 +76,8 @@ class Substitution:
         follow: whether the targets follow the pre-activations while λ rises. Default True.
         schedule, rate: see :class:`HardnessScheduler`. Default ``"geometric"`` and None.
         correction, max_loss, example_inputs: see :func:`to_relu_`. Default ``"none"``, None and None.
+        weights: ``weights(model)`` gives :func:`site_weights` right before the swap, for the predicted cost in the
+            report. Default None.
         evaluate: ``evaluate(model)`` gives the validation metric, for the report and the swap. Default None: the report
             has the metric of the last :meth:`validate` before the swap, and after it.
         higher_is_better: of the metric. Needed wherever scores are compared: for `correction`, `max_loss`, `rate` and
@@ -130,6 +132,7 @@ class Substitution:
         correction: str = "none",
         max_loss: float | None = None,
         example_inputs: Any = None,
+        weights: Callable[[nn.Module], Mapping[str, SiteWeight]] | None = None,
         evaluate: Evaluate | None = None,
         higher_is_better: bool | None = None,
         metric_name: str = "metric",
@@ -166,7 +169,7 @@ class Substitution:
         self._latest_onset, self._calibrate_steps = onset, calibrate_steps
         self._observe_from = 0 if isinstance(start, Settled) else max(0, onset - calibrate_steps)
         self._calibration, self._evaluate, self._example_inputs = calibration, evaluate, example_inputs
-        self._group = group
+        self._group, self._weights = group, weights
         self._suggest, self._tolerance, self._cap, self._per = targets, float(tolerance_db), float(cap), per
         self._follow, self._correction, self._max_loss = bool(follow), correction, max_loss
         self._higher_is_better, self._metric_name = higher_is_better, metric_name
@@ -231,7 +234,7 @@ class Substitution:
 
     @property
     def swap_step(self) -> int:
-        """The sites become ReLU at the end of this step."""
+        """The sites become ReLU at the end of this step, or became it, where :meth:`swap` was called."""
         return self._swap_step
 
     @property
@@ -265,6 +268,25 @@ class Substitution:
             if self._report is not None and self._evaluate is not None and self._swap_step < self._total_steps:
                 self._report = self._report.with_metrics(recovered=self._score(self._evaluate))
 
+    def swap(self) -> SubstitutionReport:
+        """Swaps now, with λ as it is: what remains of the training is recovery.
+
+        Before the first step for a GELU network that was never trained for it, or to end the hardening early.
+
+        Raises:
+            RuntimeError: after the swap.
+            ValueError: as :func:`to_relu_`; nothing is changed.
+        """
+        if self._report is not None:
+            raise RuntimeError(f"the sites are ReLU already, since step {self._swap_step}")
+        planned, self._swap_step = self._swap_step, self._step
+        try:
+            self._swap(False)
+        except BaseException:
+            self._swap_step = planned
+            raise
+        return self.report()
+
     def validate(self, evaluate: Evaluate | None = None) -> ShadowScore:
         """Scores the model as it stands and as if substituted, and takes note: for the report, the onset, the best.
 
@@ -272,7 +294,9 @@ class Substitution:
         it was before.
 
         Args:
-            evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
+            weights: ``weights(model)`` gives :func:`site_weights` right before the swap, for the predicted cost in the
+            report. Default None.
+        evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
 
         Returns:
             ShadowScore: with the same score twice where no site is left.
@@ -357,6 +381,7 @@ class Substitution:
         return {
             "plan": copy.deepcopy(self._plan),
             "step": self._step,
+            "swap_step": self._swap_step,
             "stage": self.stage,
             "scheduler": None if self._report is not None else self._scheduler.state_dict(),
             "present": None if self._present is None else self._present.state_dict(),
@@ -385,10 +410,9 @@ class Substitution:
             copy.copy(self.best).load_state_dict(state_dict["best"])  # what it refuses, it refuses on a copy
         if report is None:
             self._scheduler.load_state_dict(state_dict["scheduler"])
-        elif self._report is None:
-            self._replace(list(report.substituted), teacher)
         else:
-            self._teacher = teacher
+            self._swap_step = state_dict["swap_step"]
+            self._replace(list(report.substituted), teacher)
         self._stop_observing()
         self._step, self._scores, self._report = state_dict["step"], dict(state_dict["scores"]), report
         self._last, self._last_call = last, None
@@ -544,6 +568,10 @@ class Substitution:
                 self._present = self._observation.enter_context(observe(self._model, per=self._per))
                 self._present.load_state_dict(counted)
 
+    def _has_counted(self) -> bool:
+        counted = [each for each in (self._present, self._last) if each is not None]
+        return any(len(each.never_executed) < len(each) for each in counted)
+
     def _recent(self) -> Statistics:
         """At least one whole window, where there was one."""
         present = None if self._present is None else self._present.snapshot()
@@ -577,7 +605,9 @@ class Substitution:
     # --- the swap ----------------------------------------------------------------------------------------------------
 
     def _swap(self, is_whole: bool) -> None:
-        statistics = None if self._calibration is not None else _over_ranks(self._for_targets(is_whole), self._group)
+        statistics = None
+        if self._calibration is None and self._has_counted():
+            statistics = _over_ranks(self._for_targets(is_whole), self._group)
         with self.unobserved():
             teacher = None if self._distillation is None else Teacher(self._model)
             raw = _raw_hardness(self._model)
@@ -586,6 +616,7 @@ class Substitution:
                     self._model,
                     correction=self._correction,
                     statistics=statistics,
+                    weights=None if self._weights is None else self._weights(self._model),
                     calibrate=self._calibration,
                     evaluate=self._evaluate,
                     higher_is_better=self._higher_is_better,
@@ -598,16 +629,19 @@ class Substitution:
         self._report = report if self._evaluate is not None else report.with_metrics(**self._scores)
 
     def _replace(self, names: list[str], teacher: Teacher | None) -> None:
-        """The swap of a checkpoint, in a model that has not had it."""
-        raw = _raw_hardness(self._model)
+        """The swap of a checkpoint, where the model has not had it."""
+        raw: dict[str, Tensor] = {}
         self._stop_observing()
-        if names:
+        if names and self._report is None:
+            raw = _raw_hardness(self._model)
             to_relu_(self._model, sites=names)
         self._begin_recovery(raw, names, teacher)
 
     def _begin_recovery(self, raw: Mapping[str, Tensor], names: list[str], teacher: Teacher | None) -> None:
+        """`raw`: s of the sites that have just become ReLU."""
         for optimizer in self._optimizers:
-            drop_parameters_(optimizer, [raw[name] for name in names])
+            drop_parameters_(optimizer, [raw[name] for name in names if name in raw])
+        self._hooks.close()
         self._teacher = teacher
         if teacher is not None:
             # A closure, since copy.deepcopy of the model would copy what a method is bound to.
@@ -616,7 +650,7 @@ class Substitution:
             )
             self._hooks.callback(handle.remove)
         steps = self._total_steps - self._swap_step
-        if self._activation_l1 is not None and names:
+        if self._activation_l1 is not None and names and steps > 0:
             self._penalty = ActivationL1(self._model, self._activation_l1, steps, sites=names)
             self._hooks.callback(self._penalty.remove)
 

@@ -25,6 +25,7 @@ from lambda_gelu import (
     observe,
     param_groups,
     relu_substituted,
+    site_weights,
     suggest_targets,
     to_relu_,
 )
@@ -332,6 +333,10 @@ def test_a_rate_by_loss_is_told_the_validation():
 # --- the swap --------------------------------------------------------------------------------------------------------
 
 
+def weights_of(model):
+    return site_weights(model, lambda model: nn.functional.cross_entropy(model.eval()(X[0]), Y[0]))
+
+
 def relu_at_4(model):
     """1 where the last site computes ReLU: a metric to which the other site does nothing."""
     with torch.no_grad():
@@ -354,6 +359,50 @@ def test_the_swap_is_that_of_to_relu_with_the_same_options():
     assert substitution.report() == expected
     assert {"before", "swapped", "corrected"} == substitution.report().metrics.keys()
     assert same_weights(model, other) and model.training
+
+
+def test_a_gelu_network_is_swapped_before_the_first_step_and_recovers_for_all_of_them():
+    options = {**CORRECTED, "distillation": Distillation(), "activation_l1": 0.1, "weights": weights_of}
+    model, optimizer, substitution = make(**options)
+    before, gelu = loss_of(model).item(), copy.deepcopy(model)
+    report = substitution.swap()
+    assert substitution.stage == "recover" and substitution.swap_step == 0
+    assert report.metrics["before"] == before and set(report.metrics) == {"before", "swapped", "corrected"}
+    expected = {name: weight.cost for name, weight in weights_of(gelu).items()}
+    assert {site.name: site.predicted_cost for site in report.sites} == pytest.approx(expected, rel=1e-2)
+    assert all(site.measured_ser_db is not None for site in report.sites)
+    factors = []
+    for step in range(STEPS):
+        factors.append(substitution._penalty.factor)
+        run(model, optimizer, substitution, step, step + 1)
+    assert factors == pytest.approx([0.1 * step / STEPS for step in range(STEPS)])
+    assert substitution.report().metrics["recovered"] == loss_of(model).item() < report.metrics["swapped"]
+    with pytest.raises(RuntimeError, match="the sites are ReLU already, since step 0"):
+        substitution.swap()
+
+
+def test_a_swap_before_its_time_resumes_too():
+    model, optimizer, substitution = make(distillation=Distillation(), activation_l1=0.1)
+    run(model, optimizer, substitution, end=9)
+    substitution.swap()
+    state = copy.deepcopy([x.state_dict() for x in (substitution, model, optimizer)])
+    run(model, optimizer, substitution, 9, 14)
+    resumed, its_optimizer, again = make(distillation=Distillation(), activation_l1=0.1)
+    for each, its_state in zip((again, resumed, its_optimizer), state, strict=True):
+        each.load_state_dict(its_state)
+    assert again.swap_step == 9 and again.stage == "recover"
+    run(resumed, its_optimizer, again, 9, 14)
+    assert same_weights(resumed, model)
+    assert_same(again.state_dict(), substitution.state_dict())
+
+
+def test_several_optimizers_lose_their_lambda():
+    model = make_model()
+    halves = [torch.optim.SGD(model[:3].parameters(), lr=0.1), torch.optim.SGD(model[3:].parameters(), lr=0.1)]
+    substitution = Substitution(model, halves, **PLAN)
+    substitution.swap()
+    left = [parameter for each in halves for group in each.param_groups for parameter in group["params"]]
+    assert set(left) == set(model.parameters()) and len(left) == 6
 
 
 def test_a_site_that_costs_too_much_stays_and_keeps_its_lambda_in_the_optimizer():
@@ -565,6 +614,14 @@ def test_a_checkpoint_from_before_the_swap_does_not_fit_a_relu_network():
         assert substitution.stage == "done"
     substitution.load_state_dict(states["recover"])  # back to the swap
     assert substitution.stage == "recover"
+    options = {"distillation": Distillation(), "activation_l1": 0.1}
+    model, optimizer, substitution = make(**options)
+    run(model, optimizer, substitution, end=SWAP)
+    state = copy.deepcopy(substitution.state_dict())
+    run(model, optimizer, substitution, SWAP)
+    substitution.load_state_dict(state)  # with its hooks, once each
+    assert [len(module._forward_hooks) for module in (model, model[1], model[4])] == [1, 1, 1]
+    run(model, optimizer, substitution, SWAP)
 
 
 def test_a_checkpoint_of_another_teacher_is_refused():
