@@ -225,7 +225,9 @@ def _number(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _checked_keys(kind: type, plain: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _checked_keys(kind: type, plain: Any, where: str) -> dict[str, Any]:
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{where} is not what a SubstitutionReport writes: a mapping, got {type(plain).__name__}")
     known = {item.name for item in fields(kind)}
     unknown = [key for key in plain if key not in known]
     required = ("sites",) if kind is SubstitutionReport else [item.name for item in fields(kind)][:6]

@@ -136,6 +136,7 @@ def test_json_is_strict_and_keeps_what_json_has_no_number_for():
         (lambda plain: plain["sites"][1].pop("gate_gap"), r"sites\[1\] .* missing gate_gap"),
         (lambda plain: plain["sites"][0].update(sigma=1), r"sites\[0\] .* unknown sigma"),
         (lambda plain: plain["metrics"].update(after=1), "got 'after'"),
+        (lambda plain: plain["sites"].append("act"), r"sites\[2\] .* a mapping, got str"),
     ],
 )
 def test_what_is_no_report_is_refused(change, message):
@@ -143,6 +144,17 @@ def test_what_is_no_report_is_refused(change, message):
     change(plain)
     with pytest.raises(ValueError, match=message):
         SubstitutionReport.from_dict(plain)
+
+
+def test_what_cpp_writes_is_read(tmp_path):
+    # SubstitutionReport.AsCsvAndJsonHoldsEveryDigit in tests/cpp/nn/substitution_test.cpp
+    (tmp_path / "cpp.json").write_text(
+        '{"sites": [{"name": "f", "also_at": ["g"], "hardness_min": 1, "hardness_mean": 1, "hardness_max": 1,'
+        ' "gate_gap": 0.5, "effective_hardness": 4.5, "ser_db": "inf", "expected_gap": null, "zeros_before": 0.5,'
+        ' "zeros_after": 0.75}]}'
+    )
+    (site,) = SubstitutionReport.from_json(tmp_path / "cpp.json").sites
+    assert site == SubstitutedSite("f", ("g",), 1.0, 1.0, 1.0, 0.5, 4.5, math.inf, None, None, 0.5, 0.75)
 
 
 def test_csv_has_a_row_for_every_site_and_a_column_for_every_attribute(tmp_path):
