@@ -80,8 +80,9 @@ def fold_hardness_(model: nn.Module, example_inputs: Any = None) -> FoldingRepor
     learned. What an optimizer has gathered for these weights is not scaled with them.
 
     Before a site there may be a linear layer, a convolution or a norm with a weight, whose output goes to the site
-    alone; behind it linear layers and convolutions (:func:`lambda_gelu.find_successors` tells what may lie between).
-    A site without such neighbours is left and named.
+    alone; behind it linear layers and convolutions. :func:`lambda_gelu.find_successors` tells what may lie between, and
+    here a product with another tensor may too, as with the gate of GEGLU. A site without such neighbours is left and
+    named.
 
     Args:
         model: a model with sites.
@@ -123,7 +124,7 @@ def _fold(dataflow: Dataflow, site: LambdaGELU) -> tuple[str, tuple[str, ...]]:
     """Scales the neighbours of a site; raises DataflowError, and changes nothing, where it has none that can take λ."""
     call = only_call(dataflow, site)
     before = _predecessor(dataflow, call)
-    behind = list(only_calls(call.output))
+    behind = list(only_calls(call.output, of_factor=True))
     for each in behind:
         reason = why_no_factor_in(each.module)
         if reason:
@@ -147,7 +148,7 @@ def _predecessor(dataflow: Dataflow, call: Call) -> Call:
     """The call of the layer whose output a site alone consumes."""
     source: Call | Value | None = call.input
     while isinstance(source, Value):
-        source = source.source
+        source = source.sources[0] if len(source.sources) == 1 else None
     if source is None:
         raise DataflowError("what comes before it is no layer that is known")
     name = dataflow.names[source.module]
@@ -155,7 +156,7 @@ def _predecessor(dataflow: Dataflow, call: Call) -> Call:
     if reason:
         raise DataflowError(f"it comes from {name}: {reason}")
     refuse_shared(dataflow, source.module, ("weight", "bias"))
-    others = [end for end, _ in ends_of(source.output) if end is not call]
+    others = [end for end, _ in ends_of(source.output, of_factor=True) if end is not call]
     if others:
         other = others[0]
         what = dataflow.names[other.module] if isinstance(other, Call) else other.what
@@ -170,14 +171,14 @@ def _factors_before(site: LambdaGELU, call: Call, before: Call, hardness: Tensor
     shape = before.output.shape
     dim = out_dim(before.module)
     if shape is None or call.input is None or call.input.shape is None:
-        list(ends_of(before.output, torch.empty(0)))  # what moves the channels raises
+        list(ends_of(before.output, torch.empty(0), of_factor=True))  # what moves the channels raises
         if site.channel_dim != dim:
             raise DataflowError(
                 f"it has a λ per channel along dimension {site.channel_dim}, and only example_inputs tell whether that "
                 f"is dimension {dim}, where the layer before it has the channels"
             )
         return hardness
-    ((_, channels),) = ends_of(before.output, channel_positions(shape, dim))
+    ((_, channels),) = ends_of(before.output, channel_positions(shape, dim), of_factor=True)
     indices = channel_positions(call.input.shape, site.channel_dim)
     channels, indices = channels.long() - 1, indices.long() - 1
     factors = torch.ones(shape[dim], dtype=torch.float64, device="cpu")
@@ -191,7 +192,7 @@ def _indices_behind(site: LambdaGELU, output: Value, behind: list[Call]) -> dict
     """Which λ each input channel of the layers behind a site is divided by."""
     if site.num_parameters == 1:
         return {call: (0,) * in_channels(call.module) for call in behind}
-    return channels_of(site, output)[1]
+    return channels_of(site, output, of_factor=True)[1]
 
 
 def _refuse_overflow(dataflow: Dataflow, module: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -146,9 +146,9 @@ def only_call(dataflow: Dataflow, module: nn.Module) -> Call:
     return calls[0]
 
 
-def only_calls(value: Value) -> Iterator[Call]:
-    """The layers that consume a value, once each; only they may."""
-    ends = [end for end, _ in ends_of(value)]
+def only_calls(value: Value, *, of_factor: bool = False) -> Iterator[Call]:
+    """The layers that consume a value, or a factor of it, once each; only they may."""
+    ends = [end for end, _ in ends_of(value, of_factor=of_factor)]
     if not ends:
         raise DataflowError("nothing uses its output")
     for end in ends:
@@ -174,10 +174,10 @@ def refuse_shared(dataflow: Dataflow, module: nn.Module, keys: Sequence[str] = (
             raise DataflowError(f"{name}.{key} is also read outside of {name}")
 
 
-def channels_of(site: LambdaGELU, output: Value) -> tuple[int, dict[Call, tuple[int, ...]]]:
+def channels_of(site: LambdaGELU, output: Value, *, of_factor: bool = False) -> tuple[int, dict[Call, tuple[int, ...]]]:
     """The dimension of a site's output that holds its channels, and which of them arrive where."""
     if output.shape is None:
-        dims = {in_dim(call.module) for call in only_calls(output)}
+        dims = {in_dim(call.module) for call in only_calls(output, of_factor=of_factor)}
         if len(dims) > 1:
             raise DataflowError("it goes to layers that have their channels in different dimensions")
         (dim,) = dims
@@ -186,16 +186,16 @@ def channels_of(site: LambdaGELU, output: Value) -> tuple[int, dict[Call, tuple[
                 f"it has a λ per channel along dimension {site.channel_dim}, and only example_inputs tell whether that "
                 f"is dimension {dim}, where its successor has the channels"
             )
-        return dim, arrivals(output, dim)
+        return dim, arrivals(output, dim, of_factor=of_factor)
     if site.num_parameters > 1:
         dim = range(len(output.shape))[site.channel_dim]
-        return dim, arrivals(output, dim)
+        return dim, arrivals(output, dim, of_factor=of_factor)
     found = {}
     problems = []
     # Behind a flattened feature map each of its dimensions would do: the channels are the first behind the batch.
     for dim in sorted(range(len(output.shape)), key=lambda dim: (dim != 1, -dim)):
         try:
-            found[dim] = arrivals(output, dim)
+            found[dim] = arrivals(output, dim, of_factor=of_factor)
         except DataflowError as reason:
             problems.append(reason)
     # But where every input channel of the layers has one of its own, that is the finest.
@@ -208,24 +208,17 @@ def channels_of(site: LambdaGELU, output: Value) -> tuple[int, dict[Call, tuple[
     return next(iter(found.items()))
 
 
-def arrivals(output: Value, dim: int, at: Callable[[nn.Module], int] = in_dim) -> dict[Call, tuple[int, ...]]:
+def arrivals(output: Value, dim: int, *, of_factor: bool = False) -> dict[Call, tuple[int, ...]]:
     """For each call that a value reaches, the channel of that value, along `dim`, at every index of the call's input.
-
-    Args:
-        at: the dimension of the input of a called module that the indices are of.
 
     Raises:
         DataflowError: where these are several for one index, or cannot be told.
     """
     if output.shape is None:
-        in_place = list(ends_of(output, torch.empty(0)))  # what moves them raises
+        in_place = list(ends_of(output, torch.empty(0), of_factor=of_factor))  # what moves them raises
         return {end: tuple(range(in_channels(end.module))) for end, _ in in_place if isinstance(end, Call)}
-    reached = ends_of(output, channel_positions(output.shape, dim))
-    return {
-        end: channels_along(there, at(end.module))
-        for end, there in reached
-        if isinstance(end, Call) and there is not None
-    }
+    reached = ends_of(output, channel_positions(output.shape, dim), of_factor=of_factor)
+    return {end: channels_along(where, in_dim(end.module)) for end, where in reached if isinstance(end, Call)}
 
 
 def _layer(dataflow: Dataflow, call: Call, channels: tuple[int, ...]) -> SuccessorLayer:

@@ -28,6 +28,18 @@ class Heads(nn.Module):
         return self.behind(self.site(self.before(x).view(-1, 2, 3)).transpose(1, 2).transpose(1, 2).flatten(1))
 
 
+class Gated(nn.Module):
+    """GEGLU with a second layer as its gate, and a scale per feature; or, broadcast, with one number per sample."""
+
+    def __init__(self, n=1, gates=6):
+        super().__init__()
+        self.before, self.gate, self.site, self.behind = nn.Linear(4, 6), nn.Linear(4, gates), site(n), nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.rand(6))
+
+    def forward(self, x):
+        return self.behind(self.scale * (self.gate(x) * self.site(self.before(x))))
+
+
 IMAGE = (3, 4, 8, 8)
 
 # The network, the shape of its input, the layers before and behind its site.
@@ -37,6 +49,9 @@ FOLDED = {
     "λ per channel": (nn.Sequential(nn.Linear(4, 6), site(6), nn.Linear(6, 2)), (3, 4), "0", ("2",)),
     "λ per channel, last": (nn.Sequential(nn.Linear(4, 6), site(6, -1), nn.Linear(6, 2)), (3, 5, 4), "0", ("2",)),
     "λ per head": (Heads(), (3, 4), "before", ("behind",)),
+    "gated": (Gated(), (3, 4), "before", ("behind",)),
+    "gated, λ per channel": (Gated(6), (3, 4), "before", ("behind",)),
+    "gated by one number": (Gated(6, gates=1), (3, 4), "before", ("behind",)),
     "frozen": (nn.Sequential(nn.Linear(4, 6), site(6), nn.Linear(6, 2)), (3, 4), "0", ("2",)),
     "dropout": (
         nn.Sequential(nn.Linear(4, 6), nn.Dropout(), site(), nn.Dropout(), nn.Linear(6, 2)),
@@ -149,9 +164,24 @@ class Tied(Residual):
         return self.behind(self.site(self.before(x)))
 
 
-class Product(Residual):
+class Squared(Residual):
     def forward(self, x):
-        return self.behind(self.site(self.before(x)) * x)
+        y = self.site(self.before(x))
+        return self.behind(y * y.view(-1, 2, 2).flatten(1))
+
+
+class SquaredLater(Residual):
+    def forward(self, x):
+        y = self.site(self.before(x))
+        return self.behind(y * x * y)
+
+
+class OwnGate(Residual):
+    """The gate is what goes into the site, so that λ would come twice."""
+
+    def forward(self, x):
+        y = self.before(x)
+        return self.behind(self.site(y) * y)
 
 
 class Twice(Residual):
@@ -186,7 +216,9 @@ def overflowing():
 LEFT = {
     "residual": (Residual, "before before it also goes to add"),
     "tied": (lambda: Tied(share=True), "before.weight is shared with behind.weight"),
-    "product": (Product, "it goes to mul"),
+    "square": (Squared, "it goes to mul"),
+    "square of a product": (SquaredLater, "it goes to mul"),
+    "gate of the same layer": (OwnGate, "before before it also goes to behind"),
     "called twice": (Twice, "before is called 2 times"),
     "two λ for one channel": (Sharpened, "one channel of the layer before it has several λ"),
     "first": (lambda: nn.Sequential(site(), nn.Linear(4, 2)), "what comes before it is no layer"),
@@ -227,6 +259,16 @@ def test_a_site_that_cannot_be_folded_does_not_keep_others_from_it():
     report = fold_hardness_(model)
     assert [folded.name for folded in report.sites] == ["2"] and list(report.left) == ["0"]
     torch.testing.assert_close(model(x), y, rtol=0, atol=1e-14)
+
+
+def test_a_gate_is_passed_without_a_run_too():
+    torch.manual_seed(0)
+    model, x = Gated().double(), torch.randn(3, 4, dtype=torch.float64)
+    y = model(x)
+    assert [folded.successors for folded in fold_hardness_(model).sites] == [("behind",)]
+    torch.testing.assert_close(model(x), y, rtol=0, atol=1e-14)
+    for make in (Squared, SquaredLater, OwnGate):
+        assert fold_hardness_(make()).sites == ()
 
 
 def test_what_cannot_be_traced_is_left_with_the_reason():

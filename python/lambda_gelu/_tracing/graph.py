@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +25,19 @@ class Value:
     Attributes:
         shape: None in a trace without inputs.
         uses: what consumes it.
-        source: where it comes from: a call, or the value that was moved; None for what no layer computed.
+        sources: where it comes from: a call, the value that was moved, or both factors of a product as far as they are
+            known; empty for what no layer computed.
     """
 
     shape: tuple[int, ...] | None
-    source: Call | Value | None = None
+    sources: tuple[Call | Value, ...] = ()
     uses: list[Call | Moved | Unknown] = field(default_factory=list)
+
+    def roots(self) -> set[Call]:
+        """The calls that it comes from, through values that were moved or multiplied."""
+        return {
+            root for source in self.sources for root in (source.roots() if isinstance(source, Value) else (source,))
+        }
 
 
 @dataclass(eq=False)
@@ -44,14 +51,18 @@ class Call:
 
 @dataclass(eq=False)
 class Moved:
-    """A use that moves numbers or pools those of one channel, into `value`.
+    """A use that moves numbers or pools those of one channel.
 
-    `move` does it to a tensor of the shape of the input, and raises DataflowError where it cannot; None: every number
-    stays where it is.
+    Attributes:
+        value: what becomes of it.
+        move: does it to a tensor of the shape of the input, or raises DataflowError; None: every number stays where it
+            is.
+        product: where another tensor multiplies it, what does that: a factor passes, but no constant. Else empty.
     """
 
     value: Value
     move: Callable[[Any], Any] | None = None
+    product: str = ""
 
 
 @dataclass(eq=False)
@@ -85,20 +96,54 @@ class Dataflow:
         ]
 
 
-def ends_of(value: Value, positions: Any = None) -> Iterator[tuple[Call | Unknown, Any]]:
+def ends_of(value: Value, positions: Any = None, *, of_factor: bool = False) -> Iterator[tuple[Call | Unknown, Any]]:
     """The calls and unknown uses that a value reaches, each with what became of `positions` on the way there.
 
     Args:
         positions: a float64 tensor of the value's shape, or None to follow no positions.
+        of_factor: whether it is a factor per channel that is followed, which a product with another tensor passes on,
+            or a constant, which it does not.
 
     Raises:
         DataflowError: where an operation does more than move them.
     """
     for use in value.uses:
-        if isinstance(use, Moved):
-            yield from ends_of(use.value, positions if use.move is None else use.move(positions))
+        if isinstance(use, Moved) and (of_factor or not use.product):
+            moved = positions if use.move is None else use.move(positions)
+            yield from ends_of(use.value, moved, of_factor=of_factor)
         else:
-            yield use, positions
+            yield Unknown(use.product) if isinstance(use, Moved) else use, positions
+
+
+def note_product(factors: Sequence[Value | None], shape: tuple[int, ...] | None, what: str) -> Value | None:
+    """Notes the product of two tensors, of which not both come from the same call: that would square a factor.
+
+    Args:
+        factors: their values, None for what no layer computed.
+        shape: of the product.
+
+    Returns:
+        The value of the product; None where it cannot be followed.
+    """
+    known = [factor for factor in factors if factor is not None]
+    roots = [factor.roots() for factor in known]
+    if not known or (len(known) > 1 and roots[0] & roots[1]):
+        return None
+    product = Value(shape, tuple(known))
+    for factor in known:
+        factor.uses.append(Moved(product, _broadcast(shape), what))
+    return product
+
+
+def _broadcast(shape: tuple[int, ...] | None) -> Callable[[Any], Any]:
+    def move(positions: Any) -> Any:
+        if positions is None:
+            return None
+        if shape is None:
+            raise DataflowError("it is multiplied, and without example_inputs its channels cannot be told behind that")
+        return positions.expand(shape)
+
+    return move
 
 
 def channel_positions(shape: tuple[int, ...], dim: int) -> Tensor:

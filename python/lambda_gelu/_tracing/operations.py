@@ -14,6 +14,8 @@ POOLS = {
     *("max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
     *("max_pool3d_with_indices", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
 }
+# Of two tensors.
+PRODUCTS = {"mul", "multiply"}
 # They read the shape, and no number.
 SHAPES = {
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._calls import run_once
-from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, titled
-from .operations import LEAVING, MOVES, POOLS, SAME, SHAPES, VIEWS
+from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, note_product, titled
+from .operations import LEAVING, MOVES, POOLS, PRODUCTS, SAME, SHAPES, VIEWS
 
 
 def trace_run(model: nn.Module, example_inputs: Any) -> Dataflow:
@@ -73,7 +73,7 @@ class _Recorder(TorchDispatchMode):
         for other in given[1:]:
             self._lose(other, f"{titled(module, self._names)} takes it beside another input")
         call = Call(module, value, Value(tuple(output.shape)))
-        call.output.source = call
+        call.output.sources = (call,)
         self.calls.setdefault(module, []).append(call)
         if value is not None:
             value.uses.append(call)
@@ -94,12 +94,21 @@ class _Recorder(TorchDispatchMode):
         self.loose |= {id(tensor) for tensor in given} & self._held
         if name in SHAPES:
             return
+        location = f"{name} at {_location(sys._getframe(1))}"
+        if name in PRODUCTS and len(given) == 2 and isinstance(result, Tensor):
+            values = [self._values.get(id(tensor)) for tensor in given]
+            product = note_product(values, tuple(result.shape), location)
+            if product is not None:
+                for tensor, factor in zip(given, values, strict=True):
+                    if factor is None:
+                        self._lose(tensor, location)  # where it came by the memory of a value
+                self._track(result, product)
+                return
         value = self._values.get(id(given[0])) if len(given) == 1 and args and given[0] is args[0] else None
         builtin = schema is not None and schema.name.startswith("aten::") and not schema.is_mutable
         if value is None or not builtin or name not in SAME | VIEWS | MOVES | POOLS:
-            what = f"{name} at {_location(sys._getframe(1))}"
             for tensor in given:
-                self._lose(tensor, what)
+                self._lose(tensor, location)
             return
         for index, output in enumerate(result if isinstance(result, (tuple, list)) else (result,)):
             # The positions of maxima are no numbers of the tensor, and a constant does not move them.
@@ -108,7 +117,7 @@ class _Recorder(TorchDispatchMode):
                     value.uses.append(Unknown(f"{name} to {output.dtype}"))
                     continue
                 move = None if name in SAME else _Move(func, name, args[1:], kwargs, index)
-                moved = Value(tuple(output.shape), source=value)
+                moved = Value(tuple(output.shape), sources=(value,))
                 value.uses.append(Moved(moved, move))
                 self._track(output, moved)
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from .._calls import evaluating, uncompiled
 from ..modules import LambdaGELU
-from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, titled
-from .operations import MOVES, POOLS, VIEWS
+from .graph import Call, Dataflow, DataflowError, Moved, Unknown, Value, is_layer, module_names, note_product, titled
+from .operations import MOVES, POOLS, PRODUCTS, VIEWS
 
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _POOL_MODULES = (
@@ -83,7 +83,7 @@ def _from_graph(model: nn.Module, graph: Any) -> Dataflow:
             loose.add(id(_attribute(model, node.target)))
         elif module is not None and is_layer(module) and not _is_hooked(module):
             call = Call(module, value, Value(None))
-            call.output.source = call
+            call.output.sources = (call,)
             calls.setdefault(module, []).append(call)
             if value is not None:
                 value.uses.append(call)
@@ -91,11 +91,17 @@ def _from_graph(model: nn.Module, graph: Any) -> Dataflow:
                 _lose(values, inputs, f"{titled(module, names)} takes it beside another input")
             values[node] = call.output
         elif value is not None and _keeps_channels(node, module):
-            values[node] = Value(None, source=value)
+            values[node] = Value(None, sources=(value,))
             value.uses.append(Moved(values[node]))
         elif value is not None and _moves(node, module):
-            values[node] = Value(None, source=value)
+            values[node] = Value(None, sources=(value,))
             value.uses.append(Moved(values[node], _hidden(_described(node, module, names))))
+        elif module is None and len(inputs) == 2 and _named(node) in PRODUCTS:
+            product = note_product([values.get(each) for each in inputs], None, _named(node))
+            if product is None:
+                _lose(values, inputs, _named(node))
+            else:
+                values[node] = product
         elif not _reads_shape(node):
             _lose(values, inputs, _described(node, module, names))
             if module is not None and isinstance(module, LambdaGELU):
@@ -152,8 +158,7 @@ def _moves(node: Any, module: nn.Module | None) -> bool:
     """As far as can be told without shapes."""
     if module is not None:
         return type(module) in _MOVING_MODULES and not _is_hooked(module)
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in VIEWS | MOVES | POOLS
+    return node.op in ("call_method", "call_function") and _named(node) in VIEWS | MOVES | POOLS
 
 
 def _reads_shape(node: Any) -> bool:
@@ -168,4 +173,8 @@ def _described(node: Any, module: nn.Module | None, names: Mapping[nn.Module, st
     if module is not None:
         hooks = " with hooks: example_inputs tell what they do" if _is_hooked(module) else ""
         return titled(module, names) + hooks
+    return _named(node)
+
+
+def _named(node: Any) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
