@@ -40,40 +40,40 @@ class Observer:
         self._site = site
         self._guessed = False
         self._every = every
-        self._calls = torch.zeros(1, dtype=torch.int64, device="cpu") if every > 1 else None
+        with torch.inference_mode(False):
+            self._calls = torch.zeros(1, dtype=torch.int64, device="cpu") if every > 1 else None
         channels = self._expected_channels()
         if channels is not None:
-            self._make_room(channels, site.raw_hardness.device)
+            self._make_room(channels, _with_float64(site.raw_hardness.device))
 
     def add(self, input: Tensor) -> None:
         """Counts the elements of an input; of every n-th, where the observation says so."""
-        x, channel_dim, part = input.detach(), self.channel_dim, None
+        x, part = input.detach(), None
         if _is_compiling():
             if is_exporting():  # the program would go on counting
                 return
         elif _is_recomputing():
             return
         else:
-            self._check(x, channel_dim)
+            self._check(x)
         if hasattr(x, "to_local"):
-            x, part = _local_part(x, channel_dim)
-        if widest_dtype(x.device) is not torch.float64:
-            x = x.to("cpu")  # where the sums can be in float64
-        channels = 1 if channel_dim is None else x.size(channel_dim)
+            x, part = _local_part(x, self.channel_dim)
+        x = x.to(_with_float64(x.device))
+        channels = 1 if self.channel_dim is None else x.size(self.channel_dim)
         self._make_room(channels if part is None else part[0], x.device)
         counts, moments = self.counts, self.moments
         if part is not None:
             counts, moments = counts.narrow(0, part[1], channels), moments.narrow(0, part[1], channels)
-        dim = 0 if channel_dim is None else channel_dim
+        dim = 0 if self.channel_dim is None else self.channel_dim
         if self._calls is None:
             _observe(x, counts, moments, dim)
         else:
             count = _observe_every if _is_compiling() else _observe_every_  # the same without the way to it
             count(x, counts, moments, self._calls, dim, self._every)
 
-    def _check(self, x: Tensor, channel_dim: int | None) -> None:
+    def _check(self, x: Tensor) -> None:
         try:
-            check_channel_dim(channel_dim, x)
+            check_channel_dim(self.channel_dim, x)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
 
@@ -125,7 +125,7 @@ class Observer:
         """Puts these in place of what was counted."""
         if self.counts is None or self.moments is None or self.counts.size(0) != counts.size(0):
             device = self._site.raw_hardness.device if self.counts is None else self.counts.device
-            self.counts, self.moments = empty_tables(counts.size(0), device)
+            self.counts, self.moments = empty_tables(counts.size(0), _with_float64(device))
         self.counts.copy_(counts)
         self.moments.copy_(moments)
 
@@ -142,6 +142,11 @@ class Observer:
         if known is None and self._site.num_parameters > 1 and self.channel_dim == self._site.channel_dim:
             return self._site.num_parameters
         return known
+
+
+def _with_float64(device: torch.device) -> torch.device:
+    """Where to add up what is on this device."""
+    return device if widest_dtype(device) is torch.float64 else torch.device("cpu")
 
 
 _graph_task = getattr(torch._C, "_current_graph_task_id", None)

@@ -340,6 +340,14 @@ def test_every_device_counts_what_the_cpu_counts(device):
             assert_close({name: histogram}, {name: once.merge(once)})
 
 
+def test_what_a_device_without_float64_computes_is_counted_on_the_cpu(monkeypatch):
+    site = LambdaGELU(device="mps" if torch.backends.mps.is_available() else "meta")
+    monkeypatch.setattr(lambda_gelu._observer, "widest_dtype", lambda device: torch.float32)
+    with observe(site):
+        (observer,) = site._observers
+        assert (observer.counts.device.type, observer.moments.device.type) == ("cpu", "cpu")
+
+
 def test_channels_are_those_of_the_dimension_that_is_asked_for(model):
     x = images(16)[0]
     activations = inputs_of_sites(model, x)
@@ -439,12 +447,13 @@ def test_what_checkpointing_computes_again_is_counted_once(model, use_reentrant)
     assert counts(statistics) == {"act1": 4 * 96, "act2": 0}
 
 
+@pytest.mark.parametrize("options", [{"per": "channel"}, {"every": 2}], ids=str)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
-def test_a_context_may_be_entered_and_left_in_any_gradient_mode(model, mode):
+def test_a_context_may_be_entered_and_left_in_any_gradient_mode(model, mode, options):
     x = images(4)[0]
     for outer, inner in ((mode, contextlib.nullcontext), (contextlib.nullcontext, mode)):
         with outer():
-            context = observe(model, per="channel")
+            context = observe(model, **options)
             statistics = context.__enter__()
         statistics.reset()
         with inner():
@@ -452,7 +461,7 @@ def test_a_context_may_be_entered_and_left_in_any_gradient_mode(model, mode):
         F.cross_entropy(model(x), torch.zeros(4, dtype=torch.int64)).backward()
         with outer():
             context.__exit__(None, None, None)
-        assert counts(statistics)["act2"] == 2 * 96
+        assert counts(statistics)["act2"] == (96 if "every" in options else 2 * 96)
 
 
 def test_under_autocast_the_activations_are_counted_in_their_dtype(model):
@@ -563,6 +572,19 @@ def test_inductor_counts_the_same(compilations):
     for name, histogram in statistics.items():
         assert histogram.count == 2 * expected[name].count
         assert abs(histogram.ser_db(2.0) - expected[name].ser_db(2.0)) < 1e-3
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def test_compiled_checkpointing_counts_once(compilations):
+    model = Checkpointed(*small())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with observe(model) as statistics:
+        compiled(torch.randn(3, 4)).sum().backward()
+    assert counts(statistics) == {"1": 18, "3": 18}
 
 
 class Block(nn.Module):
