@@ -13,10 +13,15 @@ def programs(tmp_path_factory):
 
 
 @needs_cmake
-def test_trains_hardens_and_swaps(programs):
-    trained = run(programs / "train")
+def test_trains_hardens_to_what_the_statistics_ask_for_and_swaps(programs, tmp_path):
+    trained = run(programs / "train", tmp_path / "report.json")
     assert trained.returncode == 0, (trained.stdout + trained.stderr).decode()
     assert b"largest change of a prediction by the swap" in trained.stdout
+    (site,) = lambda_gelu.SubstitutionReport.from_json(tmp_path / "report.json").sites  # one format for both languages
+    assert site.name == "1"
+    assert 20 < site.ser_db < 40  # 30 dB were asked for, before the distribution moved
+    assert 0 < site.expected_gap < 0.1
+    assert site.zeros_before <= site.zeros_after < 1
 
 
 @needs_cmake

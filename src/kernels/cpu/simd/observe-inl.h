@@ -125,6 +125,9 @@ V classify(D d, V x, Integer* bins) {
 
 #endif
 
+// Bins that are written before they are counted: scalar reads right behind vector stores would wait for these.
+inline constexpr int kObserveBlock = 16 * kObserveStep;
+
 // --- Spans ----------------------------------------------------------------------------------------------------------
 template <class S>
 HWY_INLINE void observe_step(const typename S::Element* x, typename Observed<S>::Integer* bins,
@@ -145,11 +148,17 @@ void observe_span(const void* input, std::int64_t size, std::uint32_t* tables, d
   const auto* x = static_cast<const Element*>(input);
   MomentSums<kSumLanes> moments;
   moments.load(lanes);
-  alignas(64) typename Observed<S>::Integer bins[kObserveStep];
+  alignas(64) typename Observed<S>::Integer bins[kObserveBlock];
   std::int64_t i = 0;
+  for (; i + kObserveBlock <= size; i += kObserveBlock) {
+    for (int step = 0; step < kObserveBlock; step += kObserveStep) observe_step<S>(x + i + step, bins + step, moments);
+    for (int p = 0; p < kObserveBlock; p += kObserveTables) {
+      HWY_UNROLL(4)
+      for (int t = 0; t < kObserveTables; ++t) ++tables[t * kObserveTable + bins[p + t]];
+    }
+  }
   for (; i + kObserveStep <= size; i += kObserveStep) {
     observe_step<S>(x + i, bins, moments);
-    HWY_UNROLL(32)
     for (int p = 0; p < kObserveStep; ++p) ++tables[p % kObserveTables * kObserveTable + bins[p]];
   }
   if (i < size) {
