@@ -19,7 +19,7 @@ def test_trains_hardens_to_what_the_statistics_ask_for_and_swaps(programs, tmp_p
     assert b"largest change of a prediction by the swap" in trained.stdout
     (site,) = lambda_gelu.SubstitutionReport.from_json(tmp_path / "report.json").sites  # one format for both languages
     assert site.name == "1"
-    assert 20 < site.ser_db < 40  # 30 dB were asked for, before the distribution moved
+    assert site.ser_db > 30  # as asked for; the pre-activations have grown since
     assert 0 < site.expected_gap < 0.1
     assert site.zeros_before <= site.zeros_after < 1
 
