@@ -286,8 +286,12 @@ def test_the_best_relu_network_is_kept_once_the_targets_are_reached():
     assert first > ONSET
     scores = [best.score for best in kept[first:]]
     assert scores == sorted(scores, reverse=True)
-    substitution.best.load_()
-    assert loss_of(model).item() == pytest.approx(substitution.best.best.score)
+    _, _, resumed = make(keep_best=True, higher_is_better=False, tolerance_db=25.0)
+    resumed.load_state_dict(copy.deepcopy(substitution.state_dict()))
+    assert resumed.best.best == substitution.best.best
+    for each in (substitution, resumed):
+        each.best.load_()
+        assert loss_of(each.best._model).item() == pytest.approx(each.best.best.score)
 
 
 def test_a_capped_site_is_asked_for_what_its_cap_reaches():

@@ -130,14 +130,14 @@ def test_the_best_relu_network_is_kept_and_put_back(model):
     harden(model)
     best = BestSubstituted(model, higher_is_better=False)
     kept = []
-    for step, value in enumerate([3.0, 1.0, 2.0, math.nan, 1.0]):
+    for step, value in enumerate([math.nan, 3.0, 1.0, 2.0, math.nan, 1.0]):
         with torch.no_grad():
             model[0].bias.fill_(step / 10)
         kept.append(best.update(ShadowScore(0.0, value), statistics_of(model), step=step))
-        if step == 1:
+        if step == 2:
             state = copy.deepcopy(model.state_dict())
-    assert kept == [True, True, False, False, False]
-    assert (best.best.score, best.best.as_is, best.best.step) == (1.0, 0.0, 1)
+    assert kept == [False, True, True, False, False, False]
+    assert (best.best.score, best.best.as_is, best.best.step) == (1.0, 0.0, 2)
     assert not same_state(model, state)
     assert best.load_() is best.best
     assert same_state(model, state)
