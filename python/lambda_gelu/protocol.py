@@ -46,6 +46,9 @@ class Substitution:
 
     The protocol and its defaults are ours; the paper hardens every layer to one λ and swaps.
 
+    Pre-activations are observed from `calibrate` steps before the onset until the swap: every forward of the model but
+    those of :meth:`validate`, and those within ``with substitution.unobserved():``.
+
     Steps are the caller's unit: of the optimizer, or epochs. The swap is made in place, within the :meth:`step` that
     ends the hardening. A model inside DistributedDataParallel cannot be changed so, and is refused; where ranks share
     parameters (``fully_shard``), every rank does the same, and what they observed is added up.
@@ -267,6 +270,12 @@ class Substitution:
             self._hooks.close()
             if self._report is not None and self._evaluate is not None and self._swap_step < self._total_steps:
                 self._report = self._report.with_metrics(recovered=self._score(self._evaluate))
+
+    def recalibrate(self) -> None:
+        """Forgets what was observed and counts from zero, as after activations that were NaN."""
+        self._last = None
+        if self._present is not None:
+            self._present.reset()
 
     def swap(self) -> SubstitutionReport:
         """Swaps now, with λ as it is: what remains of the training is recovery.

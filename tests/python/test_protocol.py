@@ -352,6 +352,31 @@ PARTLY = {"max_loss": 0.5, "evaluate": relu_at_4, "higher_is_better": False}
 CORRECTED = {"correction": "bias", "calibration": calibrate, "evaluate": loss_of, "higher_is_better": False}
 
 
+def test_what_the_swap_evaluates_leaves_random_numbers_and_modes_alone():
+    def evaluate(model):
+        torch.rand(3)
+        return loss_of(model.train())
+
+    model, optimizer, substitution = make(**{**CORRECTED, "evaluate": evaluate})
+    run(model, optimizer, substitution, end=SWAP - 1)
+    model[2].eval()
+    before = torch.get_rng_state()
+    substitution.step()
+    assert torch.equal(torch.get_rng_state(), before) and substitution.stage == "recover"
+    assert [module.training for module in model] == [True, True, False, True, True, True]
+
+
+def test_what_runs_unobserved_does_not_count():
+    model, optimizer, substitution = make()
+    run(model, optimizer, substitution, end=4)
+    counts = [histogram.count for histogram in substitution.statistics.values()]
+    with substitution.unobserved(), substitution.unobserved():
+        model(X[0])
+    assert [histogram.count for histogram in substitution.statistics.values()] == counts == [2 * 16 * 8] * 2
+    model(X[0])
+    assert [histogram.count for histogram in substitution.statistics.values()] == [3 * 16 * 8] * 2
+
+
 def test_the_swap_is_that_of_to_relu_with_the_same_options():
     model, optimizer, substitution = make(**CORRECTED, tolerance_db=5.0, follow=False)
     run(model, optimizer, substitution, end=SWAP - 1)
@@ -691,6 +716,11 @@ def test_targets_without_data_are_refused_by_name_and_the_training_may_go_on():
     substitution = due(model)
     model(X[0] * math.nan)
     refused(model, substitution, r"activations that are NaN or infinite at 1 \(128\), 4 \(128\)")
+    substitution.recalibrate()
+    refused(model, substitution, "targets: there is no calibration data")
+    model(X[0])
+    substitution.step()
+    assert substitution.stage == "harden"
 
 
 def test_an_onset_that_fails_leaves_lambda_learned():
