@@ -114,6 +114,16 @@ class Observer:
             return False
         return bool(self.counts.any()) or bool(self.moments[:, 3].any())
 
+    @property
+    def calls(self) -> int:
+        """How many there were, where only every n-th is counted; else 0."""
+        return 0 if self._calls is None else int(self._calls)
+
+    @calls.setter
+    def calls(self, count: int) -> None:
+        if self._calls is not None:
+            self._calls.fill_(count)
+
     def tables(self) -> tuple[Tensor, Tensor]:
         """Copies of counts and moments on the CPU; without a row where the number of channels is not known."""
         if self.counts is None or self.moments is None or (self._guessed and not self.is_used):

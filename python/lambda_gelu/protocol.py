@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -70,6 +70,7 @@ class Substitution:
         recover: what comes after the swap: a fraction of `total_steps`, or a number of steps; 0 for none. Default 0.15.
         calibrate: how many steps are observed before targets are chosen anew: a fraction of `total_steps`, or a number
             of steps. Default 0.05.
+        every: only each `every`-th call of a site is observed, and at least one of `calibrate`. Default 4.
         calibration: runs calibration data through the model, ``calibration(model)``, instead of observing the training;
             without gradient and on random numbers of its own. The bias correction needs it. Default None.
         tolerance_db, cap, per: see :func:`suggest_targets`. Default 30, 64 and ``"layer"``; ``"channel"`` needs λ per
@@ -124,6 +125,7 @@ class Substitution:
         harden: float = 0.7,
         recover: float | int = 0.15,
         calibrate: float | int = 0.05,
+        every: int = 4,
         calibration: Callable[[nn.Module], Any] | None = None,
         tolerance_db: float = 30.0,
         cap: float = 64.0,
@@ -149,6 +151,7 @@ class Substitution:
         _check_total(total_steps)
         recover_steps = _steps_of("recover", recover, total_steps, least=0)
         calibrate_steps = _steps_of("calibrate", calibrate, total_steps, least=1)
+        _check_every(every)
         _check_options(sites, tolerance_db=tolerance_db, cap=cap, per=per, harden=harden, correction=correction)
         _check_recovery(recover_steps, distillation, activation_l1)
         _check_metric_options(
@@ -169,7 +172,7 @@ class Substitution:
         if onset == 0 and calibration is None:
             raise ValueError("start leaves no step to observe before hardening: give calibration")
         self._model, self._total_steps, self._swap_step = model, total_steps, swap_step
-        self._latest_onset, self._calibrate_steps = onset, calibrate_steps
+        self._latest_onset, self._calibrate_steps, self._every = onset, calibrate_steps, min(every, calibrate_steps)
         self._observe_from = 0 if isinstance(start, Settled) else max(0, onset - calibrate_steps)
         self._calibration, self._evaluate, self._example_inputs = calibration, evaluate, example_inputs
         self._group, self._weights = group, weights
@@ -199,6 +202,7 @@ class Substitution:
             "harden": harden,
             "swap_step": swap_step,
             "calibrate_steps": calibrate_steps,
+            "every": self._every,
             "calibration": calibration is not None,
             "tolerance_db": self._tolerance,
             "cap": self._cap,
@@ -554,7 +558,10 @@ class Substitution:
             and self._report is None
             and self._step >= self._observe_from
         ):
-            self._present = self._observation.enter_context(observe(self._model, per=self._per))
+            self._present = self._observation.enter_context(self._observe())
+
+    def _observe(self) -> AbstractContextManager[Statistics]:
+        return observe(self._model, per=self._per, every=self._every)
 
     def _stop_observing(self) -> None:
         self._observation.close()
@@ -574,7 +581,7 @@ class Substitution:
             self._is_paused = False
             if self._present is not None:
                 counted = self._present.state_dict()
-                self._present = self._observation.enter_context(observe(self._model, per=self._per))
+                self._present = self._observation.enter_context(self._observe())
                 self._present.load_state_dict(counted)
 
     def _has_counted(self) -> bool:
@@ -720,6 +727,13 @@ def _check_total(total_steps: int) -> None:
         raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+
+
+def _check_every(every: int) -> None:
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f"every must be an int, got {type(every).__name__}")
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
 
 
 def _steps_of(name: str, value: float | int, total_steps: int, *, least: int) -> int:

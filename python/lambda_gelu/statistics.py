@@ -38,6 +38,7 @@ class Statistics(Mapping[str, Histogram]):
         self._histograms = dict(histograms)
         self._num_hardness = dict.fromkeys(histograms, 0) if num_hardness is None else dict(num_hardness)
         self._observers: dict[str, Observer] | None = None
+        self._calls: dict[str, int] = {}  # of the sites, where only every n-th is counted
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Statistics:
@@ -214,6 +215,7 @@ class Statistics(Mapping[str, Histogram]):
                     "moments": histogram.moments.clone(),
                     "channel_dim": histogram.channel_dim,
                     "num_hardness": self._num_hardness[name],
+                    "calls": self._seen_calls().get(name, 0),
                 }
                 for name, histogram in self.items()
             },
@@ -231,10 +233,13 @@ class Statistics(Mapping[str, Histogram]):
         else:
             self.per, self._num_hardness = loaded.per, loaded._num_hardness
         self._write(dict(loaded))
+        self._calls = loaded._calls
+        for name, observer in (self._observers or {}).items():
+            observer.calls = loaded._calls[name]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or pickle made inside observe() would otherwise take the sites with it.
-        return {**self.__dict__, "_histograms": dict(self), "_observers": None}
+        return {**self.__dict__, "_histograms": dict(self), "_calls": self._seen_calls(), "_observers": None}
 
     # --- helpers -----------------------------------------------------------------------------------------------------
 
@@ -261,6 +266,9 @@ class Statistics(Mapping[str, Histogram]):
 
     def _layout(self) -> dict[str, Any]:
         return {"per": self.per, "sites": {name: _layout(histogram) for name, histogram in self.items()}}
+
+    def _seen_calls(self) -> dict[str, int]:
+        return self._calls if self._observers is None else {n: each.calls for n, each in self._observers.items()}
 
     def _write(self, histograms: Mapping[str, Histogram]) -> None:
         if self._observers is None:
@@ -336,7 +344,7 @@ def observe(
         for name, site in sites.items():
             site._observers = tuple(observer for observer in site._observers if observer is not observers[name])
             observers[name].remember()
-        statistics._histograms = dict(statistics)
+        statistics._histograms, statistics._calls = dict(statistics), statistics._seen_calls()
         statistics._observers = None
 
 
@@ -429,6 +437,8 @@ def _from_state(state_dict: Mapping[str, Any]) -> Statistics:
             for name, site in sites.items()
         }
         num_hardness = {name: site["num_hardness"] for name, site in sites.items()}
-        return Statistics(histograms, per=per, num_hardness=num_hardness)
+        statistics = Statistics(histograms, per=per, num_hardness=num_hardness)
+        statistics._calls = {name: site.get("calls", 0) for name, site in sites.items()}  # older states have none
+        return statistics
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is no state of Statistics ({type(error).__name__}: {error})") from error

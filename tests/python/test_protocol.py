@@ -31,7 +31,7 @@ from lambda_gelu import (
 )
 
 STEPS = 24
-PLAN = {"total_steps": STEPS, "start": 0.25, "harden": 0.5, "calibrate": 4, "recover": 6}
+PLAN = {"total_steps": STEPS, "start": 0.25, "harden": 0.5, "calibrate": 4, "every": 1, "recover": 6}
 ONSET, SWAP = 6, 18  # λ is at its target at step 15
 
 X = torch.randn(STEPS, 16, 4, generator=torch.Generator().manual_seed(0))
@@ -377,6 +377,15 @@ def test_what_runs_unobserved_does_not_count():
     assert [histogram.count for histogram in substitution.statistics.values()] == [3 * 16 * 8] * 2
 
 
+@pytest.mark.parametrize(("every", "calls"), [(1, 4), (2, 2), (3, 2), (4, 1), (100, 1)])
+def test_every_nth_call_is_observed_and_at_least_one_before_the_targets(every, calls):
+    model, optimizer, substitution = make(every=every)
+    run(model, optimizer, substitution, end=4)
+    substitution.validate(loss_of)  # between which nothing counts, and no call
+    run(model, optimizer, substitution, 4, ONSET)
+    assert substitution.statistics["1"].count == calls * 16 * 8
+
+
 def test_the_swap_is_that_of_to_relu_with_the_same_options():
     model, optimizer, substitution = make(**CORRECTED, tolerance_db=5.0, follow=False)
     run(model, optimizer, substitution, end=SWAP - 1)
@@ -526,6 +535,7 @@ PROTOCOLS = {
     "settled": {"start": Settled(patience=1, metric_tolerance=0.5, hardness_tolerance=0.5, latest=8), "recover": 4},
     "calibration": {"calibration": calibrate},
     "no recovery": {"recover": 0},
+    "every third": {"every": 3},
     "rate": {"rate": AllowedLoss(0.01), "higher_is_better": False},
     "partly swapped": PARTLY,
     "corrected": CORRECTED,
@@ -774,6 +784,8 @@ def test_a_swap_that_fails_is_not_made():
         ({"recover": 12}, ValueError, "harden=0.5 has λ at its target at step 15, after the swap at step 12"),
         ({"calibrate": 0}, ValueError, "calibrate must be from 1 to 23 steps, got 0"),
         ({"calibrate": 0.0}, ValueError, "calibrate as a fraction"),
+        ({"every": 0}, ValueError, "every must be at least 1, got 0"),
+        ({"every": 2.0}, TypeError, "every must be an int, got float"),
         ({"tolerance_db": 0.0}, ValueError, "tolerance_db must be finite and positive, got 0.0"),
         ({"tolerance_db": -30}, ValueError, "tolerance_db must be finite and positive, got -30"),
         ({"tolerance_db": math.nan}, ValueError, "tolerance_db must be finite and positive, got nan"),
