@@ -627,19 +627,18 @@ class Substitution:
         with self.unobserved():
             teacher = None if self._distillation is None else Teacher(self._model)
             raw = _raw_hardness(self._model)
-            with self._aside():
-                report = to_relu_(
-                    self._model,
-                    correction=self._correction,
-                    statistics=statistics,
-                    weights=None if self._weights is None else self._weights(self._model),
-                    calibrate=self._calibration,
-                    evaluate=self._evaluate,
-                    higher_is_better=self._higher_is_better,
-                    metric_name=self._metric_name,
-                    max_loss=self._max_loss,
-                    example_inputs=self._example_inputs,
-                )
+            report = to_relu_(
+                self._model,
+                correction=self._correction,
+                statistics=statistics,
+                weights=None if self._weights is None else self._weights(self._model),
+                calibrate=self._calibration,
+                evaluate=self._evaluate,
+                higher_is_better=self._higher_is_better,
+                metric_name=self._metric_name,
+                max_loss=self._max_loss,
+                example_inputs=self._example_inputs,
+            )
             self._stop_observing()
         self._begin_recovery(raw, list(report.substituted), teacher)
         self._report = report if self._evaluate is not None else report.with_metrics(**self._scores)
