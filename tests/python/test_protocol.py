@@ -514,9 +514,14 @@ def test_a_compiled_model_is_not_compiled_for_every_step():
     model = make_model()
     optimizer = torch.optim.AdamW(param_groups(model, lr=0.01))
     compiled = torch.compile(model, backend=counter)
-    substitution = Substitution(compiled, optimizer, **PLAN)
-    run(compiled, optimizer, substitution)
-    assert counter.frame_count <= 3  # as it is, observed, as a ReLU network
+    substitution = Substitution(compiled, optimizer, **PLAN, keep_best=True, higher_is_better=False)
+    frames = []
+    for step in range(0, STEPS, 3):
+        run(compiled, optimizer, substitution, step, step + 3)
+        substitution.validate(loss_of)
+        frames.append(counter.frame_count)
+    # Trained observed and not, evaluated observed and as ReLU; then the ReLU network, trained and evaluated.
+    assert frames[0] == frames[SWAP // 3 - 2] <= 4 and frames[-1] == frames[-2] <= 6
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------
