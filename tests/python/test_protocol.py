@@ -684,6 +684,7 @@ def test_a_checkpoint_of_another_teacher_is_refused():
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::lambda_gelu.HardnessCapWarning")
 def test_targets_without_data_are_refused_by_name_and_the_training_may_go_on():
     class Branches(nn.Module):
         def __init__(self):
