@@ -16,8 +16,8 @@ from . import _C
 from .modules import LambdaGELU
 from .pacing import AllowedLoss, Pace, Remaining, Settled, Settling, paced_by_loss, paced_by_step, settled_further
 from .sites import find_sites, reshard, unwrapped, warn_of_separate_hardness
-from .statistics import Statistics
-from .targets import suggest_targets
+from .statistics import Statistics, check_per
+from .targets import check_statistics, suggest_targets_by_site
 
 Target: TypeAlias = float | Sequence[float] | Tensor  # of a site: one λ, or one per channel
 
@@ -98,6 +98,8 @@ class HardnessScheduler:
         self._model = unwrapped(model)
         reshard(self._model)  # what is gathered after an evaluation looks like a λ that is not spread
         warn_of_separate_hardness(model, self._sites)
+        if not isinstance(schedule, str):
+            raise TypeError(f"schedule must be a str, got {type(schedule).__name__}")
         self._total_steps, self._schedule, self._rate = total_steps, schedule, rate
         self._settled = start if isinstance(start, Settled) else None
         name, latest = ("latest", start.latest) if isinstance(start, Settled) else ("start", start)
@@ -232,20 +234,11 @@ class HardnessScheduler:
         Warns:
             HardnessCapWarning: naming the sites at the cap.
         """
-        if not isinstance(statistics, Statistics):
-            raise TypeError(f"statistics must be those of lambda_gelu.observe, got {type(statistics).__name__}")
-        if per not in ("layer", "channel"):
-            raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+        check_statistics(statistics)
+        check_per(per)
         statistics.check_model(self._model)
-        statistics.require_complete("targets")
-        kinds: dict[str, list[str]] = {}
-        for name, site in self._sites.items():
-            kinds.setdefault(per if site.num_parameters > 1 else "layer", []).append(name)
-        targets: dict[str, float | list[float]] = {}
-        for kind, names in kinds.items():
-            part = Statistics({name: statistics[name] for name in names}, per=statistics.per)
-            targets |= suggest_targets(part, tolerance_db, cap=cap, per=kind)
-        self.set_targets(targets)
+        kinds = {name: per if site.num_parameters > 1 else "layer" for name, site in self._sites.items()}
+        self.set_targets(suggest_targets_by_site(statistics, tolerance_db, cap, kinds))
         return self.targets
 
     def get_last_hardness(self) -> dict[str, Tensor]:
@@ -449,8 +442,10 @@ class HardnessScheduler:
 def _step_of(name: str, when: float | int, end: float | Remaining, total_steps: int) -> int:
     """The step that a fraction or a step means; raises where it leaves hardening no step before the end."""
     _C.HardeningWindow(total_steps, 0.0, 1.0)  # refuses a total_steps below 1
-    if isinstance(when, bool):
-        raise TypeError(f"{name} must be a fraction (float) or a step (int), got bool")
+    if isinstance(when, bool) or not isinstance(when, Real):
+        raise TypeError(f"{name} must be a fraction (float) or a step (int), got {type(when).__name__}")
+    if not isinstance(end, Remaining) and (isinstance(end, bool) or not isinstance(end, Real)):
+        raise TypeError(f"end must be a fraction (float) or Remaining, got {type(end).__name__}")
     if isinstance(when, int):
         if not 0 <= when < total_steps:
             raise ValueError(f"{name} as a step must be from 0 to {total_steps - 1}, got {when}")

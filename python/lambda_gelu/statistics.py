@@ -33,7 +33,7 @@ class Statistics(Mapping[str, Histogram]):
     def __init__(
         self, histograms: Mapping[str, Histogram], *, per: str = "layer", num_hardness: Mapping[str, int] | None = None
     ) -> None:
-        _check_per(per)
+        check_per(per)
         self.per = per
         self._histograms = dict(histograms)
         self._num_hardness = dict.fromkeys(histograms, 0) if num_hardness is None else dict(num_hardness)
@@ -224,6 +224,8 @@ class Statistics(Mapping[str, Histogram]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Puts what was saved in place of what was counted; inside :func:`observe` it goes on from there.
 
+        Which calls `every` leaves out is no part of the state.
+
         Raises:
             ValueError: for a state that is none, and for one of another model; nothing is changed.
         """
@@ -325,7 +327,7 @@ def observe(
         >>> targets = lambda_gelu.suggest_targets(statistics, tolerance_db=30.0)
     """
     sites = find_sites(model)
-    _check_per(per)
+    check_per(per)
     dims = _channel_dims(sites, per, channel_dim)
     if isinstance(every, bool) or not isinstance(every, int):
         raise TypeError(f"every must be an int, got {type(every).__name__}")
@@ -348,7 +350,8 @@ def observe(
         statistics._observers = None
 
 
-def _check_per(per: str) -> None:
+def check_per(per: str) -> None:
+    """Raises for what is neither ``"layer"`` nor ``"channel"``."""
     if not isinstance(per, str):
         raise TypeError(f"per must be a str, got {type(per).__name__}")
     if per not in _PER:

@@ -11,11 +11,11 @@ from torch import Tensor
 from . import _C
 from .histogram import Histogram
 from .site_costs import SiteWeight, site_weights
-from .statistics import Statistics
+from .statistics import Statistics, check_per
 
 __all__ = ["HardnessCapWarning", "SiteWeight", "budget_targets", "site_weights", "suggest_targets"]
 
-_PER = ("layer", "channel")
+_LEAST_HARDNESS = 1e-6  # below it no λ is looked for
 
 
 class HardnessCapWarning(UserWarning):
@@ -33,13 +33,15 @@ def suggest_targets(
     Args:
         statistics: of :func:`lambda_gelu.observe`, of the activations that the network has when it is swapped.
         tolerance_db: the SER to reach, in dB, finite and positive. Default 30 (ours).
-        cap: no target is larger. Default 64 (ours): on a schedule that ends there, a site whose activations are all
-            negative or tiny would otherwise be taken without bound.
+        cap: no target is larger. Default 64 (ours): a site whose activations are tiny or nearly all negative would
+            otherwise be taken without bound. One that no activation makes positive is taken there, unless its error
+            vanishes at λ = 1 already.
         per: ``"layer"``: one λ for every site; ``"channel"``: one for every channel, each with the tolerance, from
             statistics with ``per="channel"``. A site with one λ takes the first kind only.
 
     Returns:
-        dict: a float for every site, or with ``"channel"`` a list of as many as it has channels.
+        dict: a float for every site, or with ``"channel"`` a list of as many as it has channels. 1 where every λ keeps
+            the tolerance.
 
     Raises:
         ValueError: for another tolerance or cap, naming sites that were never executed or had NaN, and for targets per
@@ -48,31 +50,38 @@ def suggest_targets(
     Warns:
         HardnessCapWarning: naming the sites at the cap, with the SER that they have there.
     """
+    check_statistics(statistics)
+    check_per(per)
+    return suggest_targets_by_site(statistics, tolerance_db, cap, dict.fromkeys(statistics, per))
+
+
+def suggest_targets_by_site(
+    statistics: Statistics, tolerance_db: float, cap: float, per: Mapping[str, str]
+) -> dict[str, float | list[float]]:
+    """As :func:`suggest_targets`, with `per` by site; warns of the line that called the caller of this."""
     _check_positive("tolerance_db", tolerance_db)
     _check_positive("cap", cap)
-    _check_statistics(statistics)
-    if per not in _PER:
-        raise ValueError(f'per must be "layer" or "channel", got {per!r}')
-    if per == "channel" and statistics.per != "channel":
+    if "channel" in per.values() and statistics.per != "channel":
         raise ValueError('targets per channel need statistics per channel: observe(model, per="channel")')
     statistics.require_complete("targets")
     targets: dict[str, float | list[float]] = {}
     capped = []
     for name, histogram in statistics.items():
-        parts = histogram.channels if per == "channel" else (histogram,)
+        by_channel = per[name] == "channel"
+        parts = histogram.channels if by_channel else (histogram,)
         values = [_target_from_ser(part, tolerance_db, cap) for part in parts]
         missed = [part.ser_db(cap) for part, value in zip(parts, values, strict=True) if value is None]
         if missed:
-            channels = f"{len(missed)} of {len(parts)} channels, " if per == "channel" else ""
+            channels = f"{len(missed)} of {len(parts)} channels, " if by_channel else ""
             capped.append(f"{name} ({channels}{min(missed):.1f} dB)")
         kept = [float(cap) if value is None else value for value in values]
-        targets[name] = kept if per == "channel" else kept[0]
+        targets[name] = kept if by_channel else kept[0]
     if capped:
         warnings.warn(
             f"{tolerance_db:g} dB would need a hardness above the cap of {cap:g}, where these sites stay below: "
             f"{', '.join(capped)}",
             HardnessCapWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return targets
 
@@ -115,7 +124,7 @@ def budget_targets(
     """
     _check_positive("budget", budget)
     _check_positive("cap", cap)
-    _check_statistics(statistics)
+    check_statistics(statistics)
     statistics.require_complete("targets")
     names = list(statistics)
     its_weights = [abs(_number("weight", name, w)) for name, w in _for_all("weights", weights, names).items()]
@@ -139,12 +148,16 @@ def _target_from_ser(histogram: Histogram, decibels: float, cap: float) -> float
     """None: the cap does not reach it."""
     if histogram.ser_db(cap) < decibels:
         return None
-    if histogram.expected_sq_relu == 0:  # and no error: nothing but 0 came, and any λ does
-        return min(1.0, cap)
+    any_will_do = min(1.0, cap)
+    if histogram.expected_sq_relu == 0:  # no signal: the SER is ∞ where the error is too small for a double, or −∞
+        return any_will_do if histogram.ser_db(any_will_do) >= decibels else float(cap)
+    if histogram.ser_db(_LEAST_HARDNESS) >= decibels:
+        return any_will_do
     return histogram.target_from_ser(decibels)
 
 
-def _check_statistics(statistics: Statistics) -> None:
+def check_statistics(statistics: Statistics) -> None:
+    """Raises TypeError for what :func:`lambda_gelu.observe` does not yield."""
     if not isinstance(statistics, Statistics):
         raise TypeError(f"statistics must be those of lambda_gelu.observe, got {type(statistics).__name__}")
 

@@ -254,7 +254,11 @@ def test_what_the_cap_keeps_is_warned_of_by_name():
     scheduler = HardnessScheduler(model, 2, start=0)
     with pytest.warns(HardnessCapWarning, match=r"cap of 4, .* wide \(2 of 3 channels") as caught:
         scheduler.follow(observed(model, "channel"), 30.0, cap=4.0, per="channel")
-    assert len(caught) == 1 and max(scheduler.targets["wide"]) == 4.0
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert max(scheduler.targets["wide"]) == 4.0
+    with pytest.warns(HardnessCapWarning, match=r" wide \(2 of 3 channels, .*, narrow \(.* dB\)") as caught:
+        scheduler.follow(observed(model, "channel"), 30.0, cap=2.0, per="channel")
+    assert len(caught) == 1
 
 
 def test_statistics_that_cannot_be_followed_are_refused_by_name_and_change_nothing():
@@ -282,7 +286,7 @@ def test_statistics_that_cannot_be_followed_are_refused_by_name_and_change_nothi
         (ValueError, "tolerance_db must be finite and positive, got nan", good, {"tolerance_db": math.nan}),
         (ValueError, "cap must be finite and positive, got -1", good, {"cap": -1.0}),
         (ValueError, "targets per channel need statistics per channel", good, {"per": "channel"}),
-        (ValueError, "per must be 'layer' or 'channel', got 'site'", good_channels, {"per": "site"}),
+        (ValueError, 'per must be "layer" or "channel", got .site', good_channels, {"per": "site"}),
         (TypeError, "statistics must be those of lambda_gelu.observe, got dict", {"wide": 8.0}, {}),
     ]
     for error, words, statistics, options in cases:
@@ -535,6 +539,11 @@ def test_bad_rules_are_refused_by_name(make, error, words):
         ({"start": Settled(latest=8)}, ValueError, "latest as a step must be from 0 to 7, got 8"),
         ({"start": Settled(latest=0.5), "end": 0.5}, ValueError, "start and end"),
         ({"rate": 0.1}, TypeError, "rate must be an AllowedLoss or None, got float"),
+        ({"start": "0.25"}, TypeError, r"start must be a fraction \(float\) or a step \(int\), got str"),
+        ({"end": None}, TypeError, r"end must be a fraction \(float\) or Remaining, got NoneType"),
+        ({"end": True}, TypeError, r"end must be a fraction \(float\) or Remaining, got bool"),
+        ({"start": Settled(), "end": Settled()}, TypeError, "end must be a fraction .*, got Settled"),
+        ({"schedule": None}, TypeError, "schedule must be a str, got NoneType"),
     ],
 )
 def test_rules_that_leave_no_step_to_harden_are_refused_and_change_nothing(arguments, error, words):

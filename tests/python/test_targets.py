@@ -99,6 +99,24 @@ def test_channels_that_are_never_positive_or_always_zero_have_a_target_too():
         assert suggest_targets(statistics_of({"a": x[:, 1]})) == {"a": 64.0}
 
 
+@pytest.mark.parametrize(("least", "target"), [(1.0, 64.0), (50.0, 1.0)])
+def test_a_site_without_a_signal_is_not_left_soft_while_it_has_an_error(least, target):
+    x = -least - normal(1000).abs()  # at the cap the error is too small for a double: the SER is infinite
+    statistics = statistics_of({"a": x})
+    assert statistics["a"].ser_db(64.0) == math.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert suggest_targets(statistics) == {"a": target}
+    assert statistics["a"].expected_gap(target) < 1e-300
+
+
+@pytest.mark.parametrize("cap", [0.5, 64.0])
+def test_a_tolerance_that_every_hardness_keeps_asks_for_none(cap):
+    x = normal(1000, mean=4.0)
+    assert ser_db(x, 1e-9) > 6.0
+    assert suggest_targets(statistics_of({"a": x}), 6.0, cap=cap) == {"a": min(cap, 1.0)}
+
+
 def test_a_network_that_is_hardened_to_its_targets_has_the_tolerance():
     torch.manual_seed(0)
     model = nn.Sequential(
