@@ -68,7 +68,8 @@ class Observer:
         if self._calls is None:
             _observe(x, counts, moments, dim)
         else:
-            count = _observe_every if _is_compiling() else _observe_every_  # the same without the way to it
+            # In plain eager code the same without the way to it.
+            count = _observe_every if _is_compiling() or _is_transforming() else _observe_every_
             count(x, counts, moments, self._calls, dim, self._every)
 
     def _check(self, x: Tensor) -> None:
@@ -167,6 +168,14 @@ def _is_recomputing() -> bool:
     return _graph_task is not None and _graph_task() != -1
 
 
+_transform_level = getattr(torch._C._functorch, "maybe_current_level", None)
+
+
+def _is_transforming() -> bool:
+    """Whether torch.func runs this, which lets an operator write to what it was not given, but no plain add_."""
+    return _transform_level is None or _transform_level() is not None
+
+
 def _local_part(x: Any, channel_dim: int | None) -> tuple[Tensor, tuple[int, int] | None]:
     """What this rank has of a DTensor; where that is some of the channels, also their number in all and the first."""
     if any(placement.is_partial() for placement in x.placements):
@@ -207,3 +216,22 @@ def _observe_every_(  # noqa: PLR0917 - as the schema
 _library.impl("observe_every_", _observe_every_, "CompositeExplicitAutograd")
 _library.impl("observe_every_", lambda *arguments: None, "Meta")
 _observe_every = torch.ops.lambda_gelu.observe_every_.default
+
+
+def _observe_every_vmap(  # noqa: PLR0917 - as the schema
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    input: Tensor,
+    counts: Tensor,
+    moments: Tensor,
+    calls: Tensor,
+    channel_dim: int,
+    every: int,
+) -> tuple[None, None]:
+    """One call, with all examples: as observe_ counts them."""
+    assert in_dims[0] is not None
+    _observe_every(input.movedim(in_dims[0], 0), counts, moments, calls, channel_dim + (channel_dim >= 0), every)
+    return None, None
+
+
+torch.library.register_vmap("lambda_gelu::observe_every_", _observe_every_vmap, lib=_library)

@@ -485,6 +485,25 @@ def test_under_transforms_the_values_behind_them_are_counted(model):
         assert torch.equal(statistics[""].counts, expected.counts)
 
 
+TRANSFORMS = {
+    "vmap": lambda f, x: torch.func.vmap(f)(x),
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda row: f(row).sum()))(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+    "vjp": lambda f, x: torch.func.vjp(f, x)[1](x),
+    "functional_call": lambda f, x: torch.func.functional_call(f, {}, (x,)),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_under_transforms_every_nth_call_is_counted(transform):
+    site, x = LambdaGELU(3, channel_dim=-1), torch.randn(5, 3)
+    once = Histogram.of(x, channel_dim=-1)
+    with observe(site, every=2) as statistics:
+        for count in (1, 1, 2):
+            TRANSFORMS[transform](site, x)
+            assert torch.equal(statistics[""].counts, count * once.counts)
+
+
 def test_activations_of_no_elements_count_nothing():
     model = small()
     with observe(model, per="channel", channel_dim=-1) as statistics:
