@@ -192,14 +192,15 @@ def _metric_panel(axes: Axes, report: SubstitutionReport) -> None:
 
 
 def _bars(axes: Axes, values: Sequence[float | None], label: str) -> None:
-    """From 0; to the end of the axis for what is infinite."""
-    end = axes.get_xlim()[1]
+    """From 0; to the end of the axis for what is infinite, and at its beginning a sign for what is minus infinity."""
+    begin, end = axes.get_xlim()
     rows = [row for row, value in enumerate(values) if value is not None and value > -math.inf]
     lengths = [min(value, end) for value in values if value is not None and value > -math.inf]
     axes.barh(rows, lengths, 0.6, color="white", edgecolor=BLUE, hatch="//", linewidth=1.2, label=label)
     for row, value in enumerate(values):
-        if value == math.inf:
-            axes.annotate("∞", (end, row), xytext=(4, 0), textcoords="offset points", va="center", weight="bold")
+        if value is not None and math.isinf(value):
+            sign, place = ("∞", end) if value > 0 else ("−∞", begin)
+            axes.annotate(sign, (place, row), xytext=(4, 0), textcoords="offset points", va="center", weight="bold")
 
 
 def _marks(

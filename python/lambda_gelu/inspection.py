@@ -16,6 +16,9 @@ from .sites import find_sites, find_slots
 from .statistics import Statistics
 from .targets import HardnessCapWarning, suggest_targets
 
+# Half of the last digit in tables. A λ that was taken from the same statistics misses by its rounding to float32.
+_SHOWN_DB = 0.05
+
 
 @dataclass(frozen=True)
 class InspectedSite:
@@ -34,7 +37,7 @@ class InspectedSite:
         zeros_after: share, 0 to 1, of x ≤ 0: the zeros that ReLU would give.
         target_min, target_mean, target_max: over the λ that reach the tolerance.
         target_ser_db: SER at these, in dB; below the tolerance where the cap was in the way.
-        reached: whether `ser_db` is at the tolerance already.
+        reached: whether `ser_db` is at the tolerance already, to the digit that tables show.
     """
 
     name: str
@@ -104,7 +107,7 @@ class InspectionReport:
         lines += [
             f"{site.name}: its target is capped at λ = {self.cap:g}, where it reaches {site.target_ser_db:.1f} dB"
             for site in self.sites
-            if site.target_max >= self.cap and site.target_ser_db < self.tolerance_db - 0.05
+            if site.target_max >= self.cap and site.target_ser_db < self.tolerance_db - _SHOWN_DB
         ]
         return "\n".join(lines)
 
@@ -162,7 +165,7 @@ def inspect_sites(
                 zeros_after=histogram.zero_share,
                 **_spread("target", values),
                 target_ser_db=histogram.ser_db(target),
-                reached=ser_db >= tolerance_db,
+                reached=ser_db >= tolerance_db - _SHOWN_DB,
             )
         )
     return InspectionReport(tuple(inspected), float(tolerance_db), float(cap))

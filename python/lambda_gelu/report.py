@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -128,16 +128,22 @@ class SubstitutionReport:
         """The report that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: for keys that are missing or unknown.
+            ValueError: for keys that are missing or unknown, and values of another kind, naming them.
         """
         values = _checked_keys(cls, plain, "report")
         sites = []
-        for index, site in enumerate(values["sites"]):
-            known = _checked_keys(SubstitutedSite, site, f"sites[{index}]")
-            numbers = {key: _number(value) if key in _NUMBERS else value for key, value in known.items()}
-            sites.append(SubstitutedSite(**{**numbers, "also_at": tuple(known["also_at"])}))
-        metrics = {stage: _number(value) for stage, value in values.get("metrics", {}).items()}
-        return cls(**{**values, "sites": tuple(sites), "metrics": metrics})
+        for index, site in enumerate(_checked(values["sites"], list, "sites")):
+            where = f"sites[{index}]"
+            known = _checked_keys(SubstitutedSite, site, where)
+            for key in _NUMBERS & known.keys():
+                if key not in _REQUIRED[SubstitutedSite] and known[key] is None:
+                    continue
+                known[key] = _number(known[key], f"{where}.{key}")
+            known["also_at"] = tuple(_checked(known["also_at"], list, f"{where}.also_at"))
+            sites.append(SubstitutedSite(**known))
+        metrics = _checked(values.get("metrics", {}), dict, "metrics")
+        numbers = {stage: _number(value, f"metrics.{stage}") for stage, value in metrics.items()}
+        return cls(**{**values, "sites": tuple(sites), "metrics": numbers})
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str:
         """:meth:`to_dict` as strict JSON in UTF-8, also written to `path` where one is given."""
@@ -189,6 +195,10 @@ class SubstitutionReport:
 
 
 _NUMBERS = {item.name for item in fields(SubstitutedSite) if "float" in str(item.type)}
+_REQUIRED: dict[type, list[str]] = {
+    kind: [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
+    for kind in (SubstitutedSite, SubstitutionReport)
+}
 
 _COLUMNS = (
     ("λ min", "hardness_min", "{:.4g}"),
@@ -221,18 +231,30 @@ def _shown(value: Any, style: str) -> str:
     return "-" if value is None else style.format(value)
 
 
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)  # also of "inf", "-inf" and "nan"
+    except (TypeError, ValueError):
+        raise _not_a_report(where, f"a number, got {value!r}") from None
+
+
+def _checked(value: Any, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise _not_a_report(where, f"a {kind.__name__}, got {type(value).__name__}")
+    return value
 
 
 def _checked_keys(kind: type, plain: Any, where: str) -> dict[str, Any]:
     if not isinstance(plain, Mapping):
-        raise ValueError(f"{where} is not what a SubstitutionReport writes: a mapping, got {type(plain).__name__}")
+        raise _not_a_report(where, f"a mapping, got {type(plain).__name__}")
     known = {item.name for item in fields(kind)}
-    unknown = [key for key in plain if key not in known]
-    required = ("sites",) if kind is SubstitutionReport else [item.name for item in fields(kind)][:6]
-    missing = [key for key in required if key not in plain]
+    unknown = [str(key) for key in plain if key not in known]
+    missing = [key for key in _REQUIRED[kind] if key not in plain]
     if unknown or missing:
         wrong = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
-        raise ValueError(f"{where} is not what a SubstitutionReport writes: {'; '.join(wrong)}")
+        raise _not_a_report(where, "; ".join(wrong))
     return dict(plain)
+
+
+def _not_a_report(where: str, why: str) -> ValueError:
+    return ValueError(f"{where} is not what a SubstitutionReport writes: {why}")

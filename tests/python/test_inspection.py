@@ -1,5 +1,6 @@
 """inspect_sites: what the swap would cost as a model stands."""
 
+import copy
 import csv
 import json
 import subprocess
@@ -11,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from lambda_gelu import InspectedSite, LambdaGELU, inspect_sites, lambda_gelu, observe
+from lambda_gelu import (
+    HardnessScheduler,
+    InspectedSite,
+    LambdaGELU,
+    inspect_sites,
+    lambda_gelu,
+    observe,
+    suggest_targets,
+)
 
 
 @pytest.fixture
@@ -70,6 +79,17 @@ def test_a_site_that_is_hard_enough_is_counted(model):
     report = inspect_sites(model, statistics)
     assert [site.reached for site in report.sites] == [True, False]
     assert str(report).splitlines()[0] == "1 of 2 sites at 30 dB or above"
+
+
+def test_a_site_at_its_target_has_reached_the_tolerance(model):
+    for _ in range(5):  # whichever way the rounding of λ to float32 goes
+        with torch.no_grad():
+            model[0].weight.mul_(1.01)
+        hardened = copy.deepcopy(model)
+        targets = suggest_targets(observed(hardened[:2]))
+        HardnessScheduler(hardened[:2], 1, start=0, target=targets).step()
+        (site,) = inspect_sites(hardened[:2], observed(hardened[:2])).sites
+        assert site.reached and site.ser_db == pytest.approx(30.0, abs=1e-3)
 
 
 def test_what_the_cap_keeps_from_the_tolerance_is_named_and_not_warned_of(model):

@@ -137,6 +137,13 @@ def test_json_is_strict_and_keeps_what_json_has_no_number_for():
         (lambda plain: plain["sites"][0].update(sigma=1), r"sites\[0\] .* unknown sigma"),
         (lambda plain: plain["metrics"].update(after=1), "got 'after'"),
         (lambda plain: plain["sites"].append("act"), r"sites\[2\] .* a mapping, got str"),
+        (lambda plain: plain.update(sites=None), "sites is not .* a list, got NoneType"),
+        (lambda plain: plain.update(metrics=[1.0]), "metrics is not .* a dict, got list"),
+        (lambda plain: plain["metrics"].update(before="good"), r"metrics\.before is not .* a number, got 'good'"),
+        (lambda plain: plain["metrics"].update(before=None), r"metrics\.before is not .* a number, got None"),
+        (lambda plain: plain["sites"][0].update(also_at="decoder"), r"sites\[0\]\.also_at is not .* a list, got str"),
+        (lambda plain: plain["sites"][0].update(hardness_min=None), r"sites\[0\]\.hardness_min is not .* got None"),
+        (lambda plain: plain["sites"][0].update(ser_db=[]), r"sites\[0\]\.ser_db is not .* a number, got \[\]"),
     ],
 )
 def test_what_is_no_report_is_refused(change, message):
@@ -253,6 +260,13 @@ def test_what_is_not_finite_is_written_instead_of_drawn(tmp_path):
     assert [text.get_text() for text in metric.texts] == ["1", "inf"]
     assert metric.get_xlim() == (-0.5, 1.5)
     report.plot(tmp_path / "report.png")
+
+
+def test_a_site_whose_swap_leaves_no_signal_is_told_from_one_of_which_nothing_is_known():
+    lost, unknown = replace(SITES[0], ser_db=-math.inf), replace(SITES[0], ser_db=None)
+    ser = figure_of(SubstitutionReport((SITES[0], lost, unknown))).axes[1]
+    assert [(text.get_text(), text.xy[1]) for text in ser.texts] == [("−∞", 1)]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in ser.patches] == [0.0]
 
 
 def test_the_picture_of_many_sites_is_written_and_has_a_bounded_size(tmp_path):
