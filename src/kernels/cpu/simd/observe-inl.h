@@ -125,8 +125,9 @@ V classify(D d, V x, Integer* bins) {
 
 #endif
 
-// Bins that are written before they are counted: scalar reads right behind vector stores would wait for these.
-inline constexpr int kObserveBlock = 16 * kObserveStep;
+// Steps between writing bins and counting them: scalar reads right behind vector stores would wait for these. What is
+// written and what is counted is done side by side.
+inline constexpr int kObserveLag = 8;
 
 // --- Spans ----------------------------------------------------------------------------------------------------------
 template <class S>
@@ -142,25 +143,29 @@ HWY_INLINE void observe_step(const typename S::Element* x, typename Observed<S>:
   }
 }
 
+template <class Integer>
+HWY_INLINE void count_step(const Integer* bins, std::uint32_t* tables) {
+  HWY_UNROLL(32)
+  for (int p = 0; p < kObserveStep; ++p) ++tables[p % kObserveTables * kObserveTable + bins[p]];
+}
+
 template <class S>
 void observe_span(const void* input, std::int64_t size, std::uint32_t* tables, double* lanes) {
   using Element = typename S::Element;
   const auto* x = static_cast<const Element*>(input);
   MomentSums<kSumLanes> moments;
   moments.load(lanes);
-  alignas(64) typename Observed<S>::Integer bins[kObserveBlock];
-  std::int64_t i = 0;
-  for (; i + kObserveBlock <= size; i += kObserveBlock) {
-    for (int step = 0; step < kObserveBlock; step += kObserveStep) observe_step<S>(x + i + step, bins + step, moments);
-    for (int p = 0; p < kObserveBlock; p += kObserveTables) {
-      HWY_UNROLL(4)
-      for (int t = 0; t < kObserveTables; ++t) ++tables[t * kObserveTable + bins[p + t]];
-    }
+  using Integer = typename Observed<S>::Integer;
+  alignas(64) Integer bins[kObserveLag * kObserveStep];
+  const auto slot = [&](std::int64_t step) { return bins + step % kObserveLag * kObserveStep; };
+  const std::int64_t steps = size / kObserveStep, ahead = std::min<std::int64_t>(steps, kObserveLag);
+  for (std::int64_t step = 0; step < ahead; ++step) observe_step<S>(x + step * kObserveStep, slot(step), moments);
+  for (std::int64_t step = ahead; step < steps; ++step) {
+    count_step(slot(step), tables);
+    observe_step<S>(x + step * kObserveStep, slot(step), moments);
   }
-  for (; i + kObserveStep <= size; i += kObserveStep) {
-    observe_step<S>(x + i, bins, moments);
-    for (int p = 0; p < kObserveStep; ++p) ++tables[p % kObserveTables * kObserveTable + bins[p]];
-  }
+  for (std::int64_t step = steps - ahead; step < steps; ++step) count_step(slot(step), tables);
+  const std::int64_t i = steps * kObserveStep;
   if (i < size) {
     alignas(64) Element rest[kObserveStep];
     load_partial<kObserveStep>(x + i, size - i, rest);
@@ -173,17 +178,35 @@ void observe_span(const void* input, std::int64_t size, std::uint32_t* tables, d
 }
 
 // --- Columns --------------------------------------------------------------------------------------------------------
+/// What is not finite adds nothing to bin 0.
+template <class S>
+HWY_INLINE void count_columns(const typename Observed<S>::Integer* bins, int columns, std::int64_t* counts,
+                              std::int64_t* nonfinite) {
+  HWY_UNROLL(32)
+  for (int p = 0; p < kObserveStep; ++p) {
+    const int column = Observed<S>::element(p);
+    if (columns < kObserveStep && column >= columns) continue;
+    const auto bin = static_cast<std::int64_t>(bins[p]);
+    const std::int64_t outside = bin >> 8;
+    counts[column * histogram::kBins + (bin & (histogram::kBins - 1))] += 1 - outside;
+    nonfinite[column] += outside;
+  }
+}
+
 /// One step of columns, `rows` rows of it: adds to the columns' bins, and to their moments in the order of vectors.
 template <class S>
 HWY_INLINE void observe_group(const typename S::Element* x, std::int64_t stride, std::int64_t rows, int columns,
                               std::int64_t* counts, std::int64_t* nonfinite, double* sums) {
   using D = typename S::D;
   using Element = typename S::Element;
+  using Integer = typename Observed<S>::Integer;
   MomentSums<kObserveStep> moments;
   moments.load(sums);
-  alignas(64) typename Observed<S>::Integer bins[kObserveStep];
+  alignas(64) Integer bins[kObserveLag * kObserveStep];
   alignas(64) Element rest[kObserveStep];
+  const auto slot = [&](std::int64_t row) { return bins + row % kObserveLag * kObserveStep; };
   for (std::int64_t row = 0; row < rows; ++row) {
+    if (row >= kObserveLag) count_columns<S>(slot(row), columns, counts, nonfinite);
     const Element* from = x + row * stride;
     if (columns < kObserveStep) {
       load_partial<kObserveStep>(from, columns, rest);
@@ -193,17 +216,11 @@ HWY_INLINE void observe_group(const typename S::Element* x, std::int64_t stride,
     S::load(from, values);
     HWY_UNROLL(8)
     for (int v = 0; v < Observed<S>::kVectorsOfStep; ++v) {
-      moments.add_vector(v * kLanes<D>, classify(D(), values.v[v], bins + v * kLanes<D>));
+      moments.add_vector(v * kLanes<D>, classify(D(), values.v[v], slot(row) + v * kLanes<D>));
     }
-    for (int p = 0; p < kObserveStep; ++p) {
-      const int column = Observed<S>::element(p);
-      if (columns < kObserveStep && column >= columns) continue;
-      // What is not finite adds nothing to bin 0.
-      const auto bin = static_cast<std::int64_t>(bins[p]);
-      const std::int64_t outside = bin >> 8;
-      counts[column * histogram::kBins + (bin & (histogram::kBins - 1))] += 1 - outside;
-      nonfinite[column] += outside;
-    }
+  }
+  for (std::int64_t row = std::max<std::int64_t>(0, rows - kObserveLag); row < rows; ++row) {
+    count_columns<S>(slot(row), columns, counts, nonfinite);
   }
   moments.store(sums);
 }
