@@ -35,7 +35,7 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"{argument}: no module named {error.name!r} here or on the Python path") from error
         raise UserError(f"{argument}: importing {module_name} failed: {one_line(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that is no module ends the program, perhaps as if all were well
         raise UserError(f"{argument}: importing {module_name} failed: {one_line(error)}") from error
     for part in name.split("."):
         if not hasattr(value, part):
@@ -51,7 +51,7 @@ def call(function: Callable[..., Any], spec: str, *args: Any) -> Any:
     """Calls what the user wrote; its exceptions become a :class:`UserError`."""
     try:
         return function(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{spec} raised {one_line(error)}") from error
 
 

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has said why
         return stop.code if isinstance(stop.code, int) else 2
+    if getattr(sys.stdout, "errors", None) == "strict":  # a terminal that has no λ is no reason to lose the report
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     with warnings.catch_warnings():
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    _check_positive("--tolerance-db", options.tolerance_db)
+    _check_positive("--cap", options.cap)
     _check_outputs(options.json, options.csv, options.png)
     model, batches = _model_and_data(options)
     statistics = _observed(model, batches, options)
@@ -87,7 +91,11 @@ def _substitute(options: argparse.Namespace) -> None:
     _check_outputs(options.output, options.report_json, options.report_csv, options.report_png)
     model, batches = _model_and_data(options)
     loss = None if options.loss is None else load_function(options.loss, "--loss")
-    training = Batches(options.train_data or options.data, "--train-data", None, options.device)
+    training = (
+        Batches(options.data, "--data", None, options.device)
+        if options.train_data is None
+        else Batches(options.train_data, "--train-data", None, options.device)
+    )
     evaluate = None if options.metric is None else _Metric(options.metric, options.quiet)
     weights = None if loss is None else _weights(model, next(iter(training)), loss, options.loss)
     with closing(evaluate) if evaluate is not None else nullcontext():
@@ -296,8 +304,14 @@ def _check_substitute(options: argparse.Namespace) -> None:
         raise UserError("--recover-steps needs --loss module:function, which takes the model and a batch")
     if options.recover_steps < 0:
         raise UserError(f"--recover-steps must not be negative, got {options.recover_steps}")
-    if not (math.isfinite(options.lr) and options.lr > 0):
-        raise UserError(f"--lr must be finite and positive, got {options.lr:g}")
+    if options.train_data is not None and options.loss is None:
+        raise UserError("--train-data needs --loss module:function, which takes the model and a batch")
+    _check_positive("--lr", options.lr)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name} must be finite and positive, got {value:g}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -371,9 +385,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
     return value
 
 

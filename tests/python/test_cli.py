@@ -1,6 +1,7 @@
 """lambda-gelu on the command line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -68,6 +69,9 @@ def empty():
 def nothing():
     return None
 
+def leaves():
+    raise SystemExit(0)
+
 def broken():
     raise KeyError("weights.pt")
 
@@ -110,6 +114,7 @@ def users(tmp_path, monkeypatch):
     """A folder with users_file.py, which is the current one; gives the module."""
     (tmp_path / "users_file.py").write_text(USERS_FILE)
     (tmp_path / "fails_to_import.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("users_file", "fails_to_import"):
@@ -381,8 +386,13 @@ def test_without_tqdm_everything_works_without_bars(users, capsys, monkeypatch):
         (model_and_data(data="nan_data"), "1"),
         (model_and_data(data="wrong_size"), "the model failed on a batch of users_file:wrong_size: RuntimeError"),
         (model_and_data("skips"), "unused"),
-        ((*model_and_data(), "--tolerance-db", "0"), "tolerance_db must be finite and positive, got 0"),
-        ((*model_and_data(), "--batches", "0"), "must be at least 1"),
+        # before any data is asked for
+        ((*model_and_data(data="broken"), "--tolerance-db", "0"), "--tolerance-db must be finite and positive, got 0"),
+        ((*model_and_data(data="broken"), "--cap", "nan"), "--cap must be finite and positive, got nan"),
+        ((*model_and_data(), "--batches", "0"), "--batches: must be a whole number of at least 1, got 0"),
+        ((*model_and_data(), "--batches", "few"), "--batches: must be a whole number of at least 1, got few"),
+        (("exits:model", "--data", "users_file:data"), "MODEL: importing exits failed: SystemExit: 0"),
+        (model_and_data("leaves"), "users_file:leaves raised SystemExit: 0"),
         ((*model_and_data(), "--json", "no/such/report.json"), "there is no folder no/such"),
         ((*model_and_data(), "--json", "."), "is a folder"),
         ((*model_and_data(), "--model", "users_file:soft"), "--model goes with a file"),
@@ -412,6 +422,8 @@ def test_what_cannot_be_inspected_is_refused_in_one_line(users, capsys, argument
         (("--recover-steps", "-1", "--loss", "users_file:loss"), "--recover-steps must not be negative, got -1"),
         (("--recover-steps", "9", "--loss", "users_file:loss", "--lr", "1e30"), "users_file:loss gave nan at step 2"),
         (("--lr", "0", "--loss", "users_file:loss"), "--lr must be finite and positive, got 0"),
+        (("--loss", "users_file:loss", "--train-data", "users_file:empty"), "--train-data: users_file:empty gave no"),
+        (("--train-data", "users_file:data"), "--train-data needs --loss"),
         (("--metric", "users_file:text_metric"), "users_file:text_metric must return a number, got str"),
         (("--metric", "users_file:typo"), "--metric: users_file has no 'typo'"),
         (("--report-json", "no/such/report.json"), "there is no folder no/such"),
@@ -423,6 +435,12 @@ def test_what_cannot_be_substituted_writes_nothing(users, capsys, arguments, mes
     err = capsys.readouterr().err
     assert message in err and len(err.splitlines()) == 1
     assert [path for path in sorted(users.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_data_that_is_also_trained_on_is_named_as_it_was_given(users, capsys):
+    arguments = (*model_and_data("hard", "empty"), "--loss", "users_file:loss", "--output", "relu.pt", "--quiet")
+    assert run("substitute", *arguments) == 2
+    assert capsys.readouterr().err == "lambda-gelu: --data: users_file:empty gave no batch\n"
 
 
 def test_files_of_a_checkpoint_are_told_apart(users, capsys):
@@ -470,6 +488,10 @@ def test_the_program_runs_and_finds_what_is_in_the_current_directory(users):
     done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert "SER dB" in done.stdout
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    report = [*command, "--json", "report.json", "--quiet"]
+    done = subprocess.run(report, capture_output=True, check=False, env=ascii_only)
+    assert (done.returncode, done.stderr) == (0, b"") and b"\\u03bb" in done.stdout and Path("report.json").exists()
     failed = subprocess.run([*command, "--cap", "-1"], capture_output=True, text=True, check=False, encoding="utf-8")
     assert failed.returncode == 2 and "cap must be finite and positive, got -1" in failed.stderr
     assert "Traceback" not in failed.stderr
