@@ -224,8 +224,6 @@ class Statistics(Mapping[str, Histogram]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Puts what was saved in place of what was counted; inside :func:`observe` it goes on from there.
 
-        Which calls `every` leaves out is no part of the state.
-
         Raises:
             ValueError: for a state that is none, and for one of another model; nothing is changed.
         """
