@@ -439,7 +439,7 @@ def _from_state(state_dict: Mapping[str, Any]) -> Statistics:
         }
         num_hardness = {name: site["num_hardness"] for name, site in sites.items()}
         statistics = Statistics(histograms, per=per, num_hardness=num_hardness)
-        statistics._calls = {name: site.get("calls", 0) for name, site in sites.items()}  # older states have none
+        statistics._calls = {name: int(site.get("calls", 0)) for name, site in sites.items()}  # older states have none
         return statistics
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"this is no state of Statistics ({type(error).__name__}: {error})") from error

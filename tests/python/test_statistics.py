@@ -841,6 +841,17 @@ def test_what_is_no_state_is_refused_and_nothing_changes(model, state):
     assert_same(statistics, before)
 
 
+def test_a_state_that_is_broken_in_its_last_part_is_refused_and_nothing_changes(model):
+    with observe(model, every=2) as live:
+        model(images(4)[0])
+        before, state = live.snapshot(), live.state_dict()
+        state["sites"]["act1"]["counts"].zero_()
+        state["sites"]["act2"]["calls"] = []
+        with pytest.raises(ValueError, match="no state of Statistics"):
+            live.load_state_dict(state)
+        assert_same(live, before)
+
+
 def test_what_was_not_calibrated_is_named():
     model = small()
     with observe(model) as statistics:
