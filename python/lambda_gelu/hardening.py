@@ -274,7 +274,10 @@ class HardnessScheduler:
 
         Raises:
             ValueError: where the state belongs to another plan or model; nothing is changed.
+            TypeError: for what is no mapping.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
         given = {"rate": None, **state_dict}  # rate: versions without it had none
         missing = [key for key in (*self._plan, "step", "learned_hardness") if key not in given]
         if missing:
@@ -302,6 +305,9 @@ class HardnessScheduler:
             settling=Settling(**settling),
             pace=Pace(**given.get("pace", {})),
         )
+        for key, value in (("settling.metric", state.settling.metric), ("pace.reference", state.pace.reference)):
+            if value is not None and not (isinstance(value, Real) and math.isfinite(value)):
+                raise ValueError(f"{key} must be None or a finite number, got {value!r}")
         self._check_onset(state)
         self._check_pace(state)
         is_learning = self._phase(state) == "learn"
@@ -331,7 +337,7 @@ class HardnessScheduler:
     def _check_pace(self, state: _State) -> None:
         if self._rate is None:
             return
-        if not (_is_count(state.pace.gone) and _is_count(state.pace.forced)):
+        if not (_is_count(state.pace.gone) and _is_count(state.pace.forced) and isinstance(state.pace.waits, bool)):
             raise ValueError(f"pace must count steps, got {state.pace}")
         least, most = 0, 0
         if state.onset is not None and state.step >= state.onset:

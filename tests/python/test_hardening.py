@@ -750,6 +750,9 @@ RULES = {"start": Settled(patience=1, latest=4), "end": Remaining(1.0), "rate": 
         (started(pace__gone=9), "pace.gone must be from 0 to 2 at step 4, got 9"),
         (started(pace__gone=-1), "pace must count steps"),
         (started(pace={"speed": 1}), "not one that state_dict"),
+        (started(pace__waits="no"), "pace must count steps"),
+        (started(pace__reference=math.nan), "pace.reference must be None or a finite number, got nan"),
+        (started(settling__metric="0.5"), "settling.metric must be None or a finite number, got '0.5'"),
         (started(settling={"streak": 1, "metric": 1.0, "hardness": {"0": [2.0]}}), "settling.hardness must have"),
         (started(settling=None), "not one that state_dict"),
         (started(step=2), "pace.gone must be|path_tick"),
@@ -763,6 +766,8 @@ def test_a_state_of_another_plan_is_refused_by_name_and_changes_nothing(state, w
     with pytest.raises(ValueError, match=words):
         scheduler.load_state_dict(state)
     assert scheduler.state_dict() == before and not any(site.is_frozen for site in model)
+    with pytest.raises(TypeError, match="state_dict must be a mapping, got list"):
+        scheduler.load_state_dict([])
     scheduler.load_state_dict(started())
     assert scheduler.phase == "harden" and scheduler.targets == {"0": 9.0, "1": 9.0}
 
