@@ -234,7 +234,7 @@ def test_the_larger_experiments_run_on_a_slice(tmp_path, task, present):
         pytest.skip(f"no data for {task}: LAMBDA_GELU_DATA names the folder")
     folders = ["--results", tmp_path, "--cache", tmp_path / "cache"]
     process = run(
-        "run", "--tasks", task, "--arms", "gelu", "recovered", "protocol", "--seeds", 1, "--steps", 20, *folders
+        "run", "--tasks", task, "--arms", "gelu", "recovered", "protocol", "--seeds", 1, "--steps", 12, *folders
     )
     assert process.returncode == 0, process.stderr[-3000:]
     arms = {record["arm"]: record["figures"] for record in records.read(tmp_path)}

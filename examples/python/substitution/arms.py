@@ -25,6 +25,10 @@ Figures = dict[str, Any]
 RECOVERY = 0.1  # of the steps of the training
 
 
+def recovery_steps(task: Task) -> int:
+    return max(1, round(RECOVERY * task.steps))
+
+
 class MissingCheckpointError(FileNotFoundError):
     """An arm starts from the checkpoint of another one, which has not run here."""
 
@@ -80,7 +84,7 @@ class Run:
         task = self.task
         optimizer = task.make_optimizer(network)
         optimizer.load_state_dict(optimizer_state)
-        count = max(1, round(RECOVERY * task.steps))
+        count = recovery_steps(task)
         training.train(
             task,
             network,
@@ -329,3 +333,9 @@ ARMS: dict[str, Callable[[Run], Figures]] = {
     "recovered-raised": Recovery(rate=RAISED),
     "recovered-uncorrected": Recovery(correction="none"),
 }
+
+
+def step_count(arm: str, task: Task) -> int:
+    """How many steps an arm trains."""
+    goes_on = isinstance(ARMS[arm], Recovery) or arm.endswith("-continued")
+    return recovery_steps(task) if goes_on else task.steps

@@ -38,10 +38,14 @@ def _curve(run: dict[str, Any], key: str) -> tuple[list[float], list[float]]:
 
 
 def _score_over_the_run(axes: Axes, records: Records) -> None:
-    """GPT on repeated text under the paper's protocol: the best score comes before the hardening is done."""
-    task = "gpt-repeated" if records.of("gpt-repeated", "paper") else "gpt"
+    """The paper's protocol, on repeated text if that has run: the best score may come before the hardening is done."""
+    task = next((task for task in ("gpt-repeated", "gpt", "digits") if records.of(task, "paper")), "digits")
     runs = records.of(task, "paper")
-    axes.set(title=f"{TITLES[task]}, the paper's protocol, seed 0", xlabel="step", ylabel="perplexity of held-out text")
+    axes.set(
+        title=f"{TITLES[task]}, the paper's protocol, seed 0",
+        xlabel="step",
+        ylabel="accuracy, %" if task == "digits" else "perplexity of held-out text",
+    )
     if not runs:
         return
     run = runs[0]
@@ -71,7 +75,8 @@ def _ser_over_the_run(axes: Axes, records: Records) -> None:
     axes.axhline(30, color="black", linestyle="--", linewidth=1)
     axes.axhline(22, color=GREY, linestyle=":", linewidth=1)
     axes.text(steps[0], 30.2, "30 dB: what was asked", fontsize=8)
-    axes.text(steps[0], 22.2, "22 dB: from here on the swap costs at most 0.4 %", fontsize=8, color=GREY)
+    axes.set_ylim(top=32)
+    axes.text(steps[-1], 22.2, "22 dB", fontsize=8, color=GREY, ha="right")
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
 
@@ -94,34 +99,36 @@ def _prediction(axes: Axes, records: Records) -> None:
 
 
 def _stages(axes: Axes, records: Records) -> None:
-    """Perplexity of the GPT as a ReLU network by every way, beside ReLU and GELU from scratch: a dot for each seed."""
-    ways: list[tuple[str, list[float]]] = [
-        ("GELU checkpoint", _metrics(records, "recovered", "before")),
-        ("  swapped", _metrics(records, "recovered", "swapped")),
-        ("  corrected", _metrics(records, "recovered", "corrected")),
-        ("  recovered (10 % more steps)", _metrics(records, "recovered", "recovered")),
-        ("GELU, 10 % more steps", _metrics(records, "gelu-continued", "recovered")),
-        ("ReLU from scratch", _metrics(records, "relu", "test")),
-        ("ReLU, 10 % more steps", _metrics(records, "relu-continued", "recovered")),
-        ("λ-GELU, 30 dB, hardened", _metrics(records, "protocol", "before")),
-        ("  swapped", _metrics(records, "protocol", "swapped")),
-        ("  recovered (same steps in all)", _metrics(records, "protocol", "recovered")),
-    ]
-    for row, (label, values) in enumerate(ways):
-        is_relu = label.startswith((" ", "ReLU"))
-        axes.plot(values, [row] * len(values), "s" if is_relu else "o", color=ORANGE if is_relu else BLUE, alpha=0.8)
-    axes.set_yticks(range(len(ways)), [label for label, _ in ways], fontsize=8)
-    axes.invert_yaxis()
-    axes.set(title="GPT: every way to a ReLU network, 3 seeds", xlabel="perplexity per byte of the test text")
-    if any(values for _, values in ways):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:.2f}")
-        axes.xaxis.set_minor_formatter("{x:.2f}")
-    axes.plot([], [], "o", color=BLUE, label="a (λ-)GELU network")
-    axes.plot([], [], "s", color=ORANGE, label="a ReLU network")
+    """The GPT by every way, beside the GELU checkpoint of the same seed: a marker for each seed."""
+    reference = [run["test"]["metric"] for run in records.of("gpt", "gelu")]
+    ways = (
+        ("GELU, 10 % more steps", "gelu-continued", "recovered", BLUE),
+        ("GELU → ReLU: swapped", "recovered", "swapped", ORANGE),
+        ("    corrected", "recovered", "corrected", ORANGE),
+        ("    recovered, 10 % more steps", "recovered", "recovered", ORANGE),
+        ("λ-GELU, 30 dB: hardened", "protocol", "before", BLUE),
+        ("    swapped", "protocol", "swapped", ORANGE),
+        ("    recovered, same steps in all", "protocol", "recovered", ORANGE),
+        ("ReLU from scratch", "relu", "test", GREEN),
+        ("    10 % more steps", "relu-continued", "recovered", GREEN),
+    )
+    for row, (_, arm, stage, colour) in enumerate(ways):
+        for index, (run, gelu) in enumerate(zip(records.of("gpt", arm), reference, strict=False)):
+            if stage in run:
+                value = 100 * (run[stage]["metric"] / gelu - 1)
+                axes.plot(value, row, "os^"[index % 3], color=colour, mec="black", mew=0.5, markersize=8, alpha=0.9)
+    for index in range(len(reference)):
+        axes.plot([], [], "os^"[index % 3], color="white", mec="black", label=f"seed {index}")
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(ways)), [way[0] for way in ways], fontsize=8)
+    for tick, way in zip(axes.get_yticklabels(), ways, strict=True):
+        tick.set_color(way[3])
+    axes.set_ylim(len(ways) - 0.5, -0.5)
+    axes.set_xscale("symlog", linthresh=5)
+    axes.xaxis.set_major_formatter("{x:g}")
+    ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50]
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.set(title="GPT: every way to a ReLU network", xlabel="perplexity beside the GELU checkpoint of its seed, %")
     axes.legend(fontsize=8)
-    axes.grid(alpha=0.3, axis="x", which="both")
-
-
-def _metrics(records: Records, arm: str, stage: str) -> list[float]:
-    return [run[stage]["metric"] for run in records.of("gpt", arm) if stage in run]
+    axes.grid(alpha=0.3, axis="x")

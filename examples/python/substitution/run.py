@@ -93,7 +93,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 
 def run_one(task: tasks.Task, arm: str, seed: int, machine: dict[str, Any], arguments: argparse.Namespace) -> None:
-    bar: Bar = progress_bar(task.steps, "step")
+    bar: Bar = progress_bar(arms.step_count(arm, task), "step")
     bar.set_description(f"{task.name}, {arm}, seed {seed}")
     started = time.perf_counter()
     try:

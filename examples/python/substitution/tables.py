@@ -127,11 +127,11 @@ def marks(records: Records) -> str:
         + [_reached(records, task, "hardened_sites") for task in MAIN_TASKS],
         ["the same at the swap, some steps later, dB", "30 ± 0.5"]
         + [_reached(records, task, "sites") for task in MAIN_TASKS],
-        ["the swap after hardening costs", "≤ 0.1 points, ≤ 0.2 %"]
+        ["the swap after hardening to 30 dB costs", "≤ 0.1 points, ≤ 0.2 %"]
         + [_cost_mark(records, task, "protocol", "swapped", points=0.1, percent=0.2) for task in MAIN_TASKS],
-        ["the same, with 40 dB", "≤ 0.1 points, ≤ 0.2 %"]
+        ["the swap after hardening to 40 dB costs", "≤ 0.1 points, ≤ 0.2 %"]
         + [_cost_mark(records, task, "protocol-40", "swapped", points=0.1, percent=0.2) for task in MAIN_TASKS],
-        ["the same, with 30 dB and bias correction", "≤ 0.1 points, ≤ 0.2 %"]
+        ["the swap after hardening to 30 dB, biases corrected, costs", "≤ 0.1 points, ≤ 0.2 %"]
         + [_cost_mark(records, task, "protocol", "corrected", points=0.1, percent=0.2) for task in MAIN_TASKS],
         ["a GELU checkpoint, corrected and recovered in 10 % of its steps, costs", "≤ 0.5 % perplexity"]
         + [_cost_mark(records, task, "recovered", "recovered", points=None, percent=0.5) for task in MAIN_TASKS],
