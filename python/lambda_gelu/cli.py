@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from ._checks import check_positive
 from ._loading import Batches, UserError, call, inputs_of, load_function, load_model, one_line, run
 from .inspection import inspect_sites
 from .report import LITTLE_LOSS_DB
@@ -71,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    _check_positive("--tolerance-db", options.tolerance_db)
-    _check_positive("--cap", options.cap)
+    check_positive("--tolerance-db", options.tolerance_db)
+    check_positive("--cap", options.cap)
     _check_outputs(options.json, options.csv, options.png)
     model, batches = _model_and_data(options)
     statistics = _observed(model, batches, options)
@@ -306,12 +307,7 @@ def _check_substitute(options: argparse.Namespace) -> None:
         raise UserError(f"--recover-steps must not be negative, got {options.recover_steps}")
     if options.train_data is not None and options.loss is None:
         raise UserError("--train-data needs --loss module:function, which takes the model and a batch")
-    _check_positive("--lr", options.lr)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name} must be finite and positive, got {value:g}")
+    check_positive("--lr", options.lr)
 
 
 def _parser() -> argparse.ArgumentParser:

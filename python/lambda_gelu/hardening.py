@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from ._checks import check_int
 from .modules import LambdaGELU
 from .pacing import AllowedLoss, Pace, Remaining, Settled, Settling, paced_by_loss, paced_by_step, settled_further
 from .sites import find_sites, reshard, unwrapped, warn_of_separate_hardness
@@ -90,8 +91,7 @@ class HardnessScheduler:
         end: float | Remaining = 1.0,
         rate: AllowedLoss | None = None,
     ) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int):
-            raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
+        check_int("total_steps", total_steps)
         if rate is not None and not isinstance(rate, AllowedLoss):
             raise TypeError(f"rate must be an AllowedLoss or None, got {type(rate).__name__}")
         self._sites = find_sites(model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._checks import check_int
 
 BINS = 256
 MOMENTS = 4  # sum of x, of x², of ReLU(x)²; number of NaN and infinities
@@ -245,8 +246,7 @@ def check_channel_dim(channel_dim: int | None, x: Tensor) -> None:
     """Raises where x has no such dimension."""
     if channel_dim is None:
         return
-    if isinstance(channel_dim, bool) or not isinstance(channel_dim, int):
-        raise TypeError(f"channel_dim must be an int, got {type(channel_dim).__name__}")
+    check_int("channel_dim", channel_dim)
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(f"channel_dim {channel_dim} is out of range for activations of shape {tuple(x.shape)}")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
+
+from ._checks import check_finite, check_int, check_positive
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,10 @@ class Settled:
     latest: float | int = 0.5
 
     def __post_init__(self) -> None:
-        if isinstance(self.patience, bool) or not isinstance(self.patience, int):
-            raise TypeError(f"patience must be an int, got {type(self.patience).__name__}")
-        if self.patience < 1:
-            raise ValueError(f"patience must be at least 1, got {self.patience}")
-        _check_positive("hardness_tolerance", self.hardness_tolerance)
-        _check_positive("metric_tolerance", self.metric_tolerance)
-        _check_number("latest", self.latest)
+        check_int("patience", self.patience, 1)
+        check_positive("hardness_tolerance", self.hardness_tolerance)
+        check_positive("metric_tolerance", self.metric_tolerance)
+        check_finite("latest", self.latest)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Remaining:
     fraction: float
 
     def __post_init__(self) -> None:
-        _check_number("fraction", self.fraction)
+        check_finite("fraction", self.fraction)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must satisfy 0 < fraction <= 1, got {self.fraction}")
 
@@ -89,8 +86,8 @@ class AllowedLoss:
     reference: str = "lowest"
 
     def __post_init__(self) -> None:
-        _check_positive("allowed", self.allowed)
-        _check_number("waiting", self.waiting)
+        check_positive("allowed", self.allowed)
+        check_finite("waiting", self.waiting)
         if not 0 < self.waiting < 1:
             raise ValueError(f"waiting must satisfy 0 < waiting < 1, got {self.waiting}")
         if self.reference not in ("lowest", "last"):
@@ -145,16 +142,3 @@ def paced_by_step(pace: Pace, *, needed: int, left: int) -> Pace:
     if pace.gone >= needed or (pace.waits and not must):
         return pace
     return replace(pace, gone=pace.gone + 1, forced=pace.forced + pace.waits)
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def _check_positive(name: str, value: object) -> None:
-    _check_number(name, value)
-    if not value > 0:  # type: ignore[operator]
-        raise ValueError(f"{name} must be finite and positive, got {value}")

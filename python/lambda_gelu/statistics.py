@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_int
 from ._observer import Observer
 from ._table import format_table
 from .histogram import Histogram
@@ -327,10 +328,7 @@ def observe(
     sites = find_sites(model)
     check_per(per)
     dims = _channel_dims(sites, per, channel_dim)
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"every must be an int, got {type(every).__name__}")
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+    check_int("every", every, 1)
     statistics = Statistics({}, per=per, num_hardness={name: site.num_parameters for name, site in sites.items()})
     observers = {name: Observer(name, site, dims[name], every) for name, site in sites.items()}
     for observer in observers.values():
@@ -371,8 +369,8 @@ def _channel_dims(
     dims: dict[str, int | None] = {}
     for name, site in sites.items():
         dim = given.get(name, site.channel_dim if default is None else default)
-        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
-            raise TypeError(f"channel_dim must be an int, got {type(dim).__name__} for {name}")
+        if dim is not None:
+            check_int(f"channel_dim of {name}", dim)
         dims[name] = dim
     return dims
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from . import _C
+from ._checks import check_finite, check_positive
 from .histogram import Histogram
 from .site_costs import SiteWeight, site_weights
 from .statistics import Statistics, check_per
@@ -59,8 +60,8 @@ def suggest_targets_by_site(
     statistics: Statistics, tolerance_db: float, cap: float, per: Mapping[str, str]
 ) -> dict[str, float | list[float]]:
     """As :func:`suggest_targets`, with `per` by site; warns of the line that called the caller of this."""
-    _check_positive("tolerance_db", tolerance_db)
-    _check_positive("cap", cap)
+    check_positive("tolerance_db", tolerance_db)
+    check_positive("cap", cap)
     if "channel" in per.values() and statistics.per != "channel":
         raise ValueError('targets per channel need statistics per channel: observe(model, per="channel")')
     statistics.require_complete("targets")
@@ -122,8 +123,8 @@ def budget_targets(
         HardnessCapWarning: naming the sites that cost more than their share at the cap, with what is predicted for
             all: the others harden more to make up for it, as far as the cap lets them.
     """
-    _check_positive("budget", budget)
-    _check_positive("cap", cap)
+    check_positive("budget", budget)
+    check_positive("cap", cap)
     check_statistics(statistics)
     statistics.require_complete("targets")
     names = list(statistics)
@@ -162,13 +163,6 @@ def check_statistics(statistics: Statistics) -> None:
         raise TypeError(f"statistics must be those of lambda_gelu.observe, got {type(statistics).__name__}")
 
 
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and positive, got {value}")
-
-
 def _for_all(what: str, values: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
     if not isinstance(values, Mapping):
         raise TypeError(f"{what} must be a mapping by site name, got {type(values).__name__}")
@@ -182,11 +176,8 @@ def _for_all(what: str, values: Mapping[str, object], names: Sequence[str]) -> d
 
 
 def _number(what: str, name: str, value: object) -> float:
-    number = value.weight if isinstance(value, SiteWeight) else value
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{what} of {name!r} must be a float, got {type(number).__name__}")
-    if not math.isfinite(number):
-        raise ValueError(f"{what} of {name!r} must be finite, got {number}")
+    number: Any = value.weight if isinstance(value, SiteWeight) else value
+    check_finite(f"{what} of {name!r}", number)
     return float(number)
 
 

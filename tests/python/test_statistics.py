@@ -532,7 +532,7 @@ def test_bad_arguments_are_refused_and_nothing_is_observed(model):
         ({"every": 2.0}, TypeError, "every must be an int"),
         ({"channel_dim": 1}, ValueError, 'channel_dim=1 needs per="channel"'),
         ({"per": "channel", "channel_dim": {"act3": 1}}, ValueError, r"names act3, but the sites are \['act1', 'act2'"),
-        ({"per": "channel", "channel_dim": {"act2": 1.0}}, TypeError, "must be an int, got float for act2"),
+        ({"per": "channel", "channel_dim": {"act2": 1.0}}, TypeError, "channel_dim of act2 must be an int, got float"),
     ]:
         with pytest.raises(error, match=message), observe(model, **options):
             pass
