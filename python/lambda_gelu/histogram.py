@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -77,7 +78,10 @@ class Histogram:
 
         Raises:
             ValueError: where they have another number of channels, or other channel dimensions.
+            TypeError: for what is no histogram.
         """
+        if not isinstance(other, Histogram):
+            raise TypeError(f"other must be a Histogram, got {type(other).__name__}")
         if (other.num_channels, other.channel_dim) != (self.num_channels, self.channel_dim):
             raise ValueError(f"{other!r} cannot be merged into {self!r}")
         return Histogram(
@@ -203,13 +207,13 @@ class Histogram:
 
     def _hardness(self, hardness: Hardness) -> list[float]:
         if isinstance(hardness, Tensor):
-            values = hardness.detach().flatten().tolist()
-        elif isinstance(hardness, Sequence) and not isinstance(hardness, str):
-            values = [float(value) for value in hardness]
-        elif isinstance(hardness, (int, float)) and not isinstance(hardness, bool):
-            values = [float(hardness)]
+            plain: Any = hardness.detach().flatten().tolist()
         else:
-            raise TypeError(f"hardness must be a float, or floats for all channels, got {type(hardness).__name__}")
+            plain = hardness.tolist() if hasattr(hardness, "tolist") else hardness  # of numpy
+        values = list(plain) if isinstance(plain, (list, tuple)) else [plain]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"hardness must be a float, or floats for all channels, got {type(value).__name__}")
         if len(values) not in {1, self.num_channels}:
             whole = "" if self.channel_dim is not None else '; observe(per="channel") has one for each channel'
             raise ValueError(
@@ -218,7 +222,7 @@ class Histogram:
             )
         if not all(math.isfinite(value) and value > 0 for value in values):
             raise ValueError(f"{self._label}hardness must be finite and positive, got {hardness}")
-        return values
+        return [float(value) for value in values]
 
     def _ask(self, question: Callable[..., float], *arguments: Any) -> float:
         """The answer of C++, whose errors do not know the name of the site."""

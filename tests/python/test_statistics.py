@@ -212,6 +212,8 @@ def test_histograms_of_parts_merge_into_that_of_the_whole(dtype):
         assert_close({"": merged}, {"": whole})
     with pytest.raises(ValueError, match="cannot be merged"):
         first.merge(Histogram.of(x))
+    with pytest.raises(TypeError, match="other must be a Histogram, got Tensor"):
+        first.merge(x)
 
 
 def test_nan_and_infinities_are_counted_apart_and_refused():
@@ -268,9 +270,17 @@ def test_a_hardness_per_channel_needs_a_histogram_per_channel():
         Histogram.of(x).ser_db(torch.ones(3))
     with pytest.raises(ValueError, match="2 values, but the histogram 3 channels"):
         Histogram.of(x, channel_dim=1).ser_db([1.0, 2.0])
-    for hardness in ("2", None, True):
+    for hardness in ("2", None, True, ["2"], [None], [[2.0]]):
         with pytest.raises(TypeError, match="hardness must be a float"):
             Histogram.of(x).ser_db(hardness)
+
+
+def test_a_hardness_may_come_from_numpy():
+    np = pytest.importorskip("numpy")
+    histogram = Histogram.of(torch.randn(8, 3), channel_dim=1)
+    for hardness in (2, [2.0], np.float32(2), np.array([2.0]), torch.tensor(2.0)):
+        assert histogram.ser_db(hardness) == histogram.ser_db(2.0)
+    assert histogram.ser_db(np.array([1.0, 2.0, 3.0])) == histogram.ser_db((1.0, 2.0, 3.0))
 
 
 def test_what_is_no_tensor_or_has_no_such_dimension_is_refused():
