@@ -85,11 +85,16 @@ def run_once(model: nn.Module, example_inputs: Any) -> Any:
         example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
     """
     with evaluating(model), uncompiled(), torch.no_grad():
-        if isinstance(example_inputs, Mapping):
-            return model(**example_inputs)
-        if isinstance(example_inputs, (tuple, list)):
-            return model(*example_inputs)
-        return model(example_inputs)
+        return called(model, example_inputs)
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """What the model returns of a tensor, a tuple or list of positional or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
 
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -112,15 +112,6 @@ def inputs_of(batch: Any) -> Any:
     return batch[0]
 
 
-def run(model: nn.Module, inputs: Any) -> Any:
-    """The model of a tensor, a tuple or list of positional or a mapping of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
 def moved(value: Any, device: str) -> Any:
     """The same batch with its tensors on a device."""
     if isinstance(value, Tensor):

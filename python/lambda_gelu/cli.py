@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from ._calls import called
 from ._checks import check_positive
-from ._loading import Batches, UserError, call, inputs_of, load_function, load_model, one_line, run
+from ._loading import Batches, UserError, call, inputs_of, load_function, load_model, one_line
 from .inspection import inspect_sites
 from .report import LITTLE_LOSS_DB
 from .site_costs import SiteWeight, site_weights
@@ -163,7 +164,7 @@ def _calibrate(model: nn.Module, batches: Batches, quiet: bool) -> None:
     with torch.no_grad():
         for batch in _shown(batches, "calibrating", quiet):
             try:
-                run(model, inputs_of(batch))
+                called(model, inputs_of(batch))
             except UserError:
                 raise
             except Exception as error:

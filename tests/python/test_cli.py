@@ -383,7 +383,7 @@ def test_without_tqdm_everything_works_without_bars(users, capsys, monkeypatch):
         (model_and_data(data="typo"), "--data: users_file has no 'typo'"),
         (model_and_data(data="nothing"), "--data: users_file:nothing must return batches, got NoneType"),
         (model_and_data(data="empty"), "--data: users_file:empty gave no batch"),
-        (model_and_data(data="nan_data"), "1"),
+        (model_and_data(data="nan_data"), r"activations that are NaN or infinite at 1 \(32\), 3 \(32\)"),
         (model_and_data(data="wrong_size"), "the model failed on a batch of users_file:wrong_size: RuntimeError"),
         (model_and_data("skips"), "unused"),
         # before any data is asked for
