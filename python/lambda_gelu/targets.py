@@ -95,11 +95,12 @@ def budget_targets(
     floor: float | Mapping[str, float | Tensor] = 1.0,
     cap: float = 64.0,
 ) -> dict[str, float]:
-    """The least hardening with which the swap of all sites together costs no more than a budget.
+    """About the least hardening with which the swap of all sites together costs no more than a budget.
 
-    Takes the cost of a site at λ as its weight times its E[ReLU(x) − f(x; λ)], and chooses the λ whose costs add up to
-    `budget` with the smallest product. For large λ that gives every site the same share. A site that stays below its
-    share at its floor leaves the rest to the others.
+    Takes the cost of a site at λ as its weight times its E[ReLU(x) − f(x; λ)], and gives every site the same share of
+    the budget. Where λ is large, so that this falls with λ⁻², no other λ of the same cost have a smaller product; at the
+    soft end their product can be some percent larger than need be. A site that stays below its share at its floor
+    leaves the rest to the others.
 
     Args:
         statistics: of :func:`lambda_gelu.observe`, of all the sites.

@@ -48,7 +48,8 @@ def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     std: dict[str, Tensor] = {}
     with observe(model) as statistics:
         yield std
+    unseen = statistics.never_executed
     for name, histogram in statistics.items():
-        if name not in statistics.never_executed:
+        if name not in unseen:
             values = [math.nan if channel.nonfinite else channel.std for channel in histogram.channels]
             std[name] = torch.tensor(values, dtype=torch.float64, device="cpu")
