@@ -98,8 +98,8 @@ def budget_targets(
     """About the least hardening with which the swap of all sites together costs no more than a budget.
 
     Takes the cost of a site at λ as its weight times its E[ReLU(x) − f(x; λ)], and gives every site the same share of
-    the budget. Where λ is large, so that this falls with λ⁻², no other λ of the same cost have a smaller product; at the
-    soft end their product can be some percent larger than need be. A site that stays below its share at its floor
+    the budget. Where λ is large, so that this falls with λ⁻², no other λ of the same cost have a smaller product; at
+    the soft end their product can be some percent larger than need be. A site that stays below its share at its floor
     leaves the rest to the others.
 
     Args:
