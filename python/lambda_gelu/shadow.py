@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_finite, check_positive
 from ._scores import as_number, cuda_devices
 from .modules import LambdaGELU
 from .sites import find_sites, unwrapped
@@ -135,9 +136,10 @@ class BestSubstituted:
         self._sites = tuple(find_sites(model)) if has_sites(model) else ()
         self._higher_is_better = higher_is_better
         self._tolerance = self._checked_tolerance(tolerance_db)
-        self._slack = _checked_number("slack_db", slack_db)
-        if self._slack < 0:
+        check_finite("slack_db", slack_db)
+        if slack_db < 0:
             raise ValueError(f"slack_db must not be negative, got {slack_db}")
+        self._slack = float(slack_db)
         self._path = None if path is None else Path(path)
         self._kept: dict[str, Any] | None = None
         self.best: BestCheckpoint | None = None
@@ -293,7 +295,8 @@ def has_sites(model: nn.Module) -> bool:
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
     state = model.state_dict()
-    prefixes = [name for name, module in model.named_modules() if isinstance(module, LambdaGELU)]
+    places = model.named_modules(remove_duplicate=False)  # the state dict has a shared site at each of its places
+    prefixes = [name for name, module in places if isinstance(module, LambdaGELU)]
     hardness = {f"{prefix}.{key}" if prefix else key for prefix in prefixes for key in _HARDNESS_KEYS}
     return {"model": _copied(state), "hardness_keys": [key for key in state if key in hardness]}
 
@@ -314,15 +317,5 @@ def _write(path: Path, contents: Any) -> None:
 
 
 def _checked_tolerance_db(name: str, value: float) -> float:
-    value = _checked_number(name, value)
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    return value
-
-
-def _checked_number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not abs(value) < float("inf"):
-        raise ValueError(f"{name} must be finite, got {value}")
+    check_positive(name, value)
     return float(value)

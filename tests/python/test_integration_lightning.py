@@ -254,7 +254,7 @@ def mean_error(net):
     return (net(x) - x.sum(1, keepdim=True)).square().mean()
 
 
-def run_protocol(pl, folder, *, ckpt_path=None, max_epochs=8, **changes):
+def run_protocol(pl, folder, *, ckpt_path=None, max_epochs=8, shares_site=False, **changes):
     options = {
         **PROTOCOL,
         "distillation": Distillation(0.5),
@@ -278,6 +278,8 @@ def run_protocol(pl, folder, *, ckpt_path=None, max_epochs=8, **changes):
     stages = []
     torch.manual_seed(0)
     module, logger = Module(), make_logger(pl)
+    if shares_site:
+        module.net[3] = module.net[1]
     checkpoint = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     trainer = make_trainer(
         pl,
@@ -315,6 +317,12 @@ def test_a_fit_resumed_in_any_stage_equals_an_unbroken_one(pl, tmp_path):
         ours, theirs = resumed.state_dict(), unbroken.state_dict()
         assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
         assert again.substitution.report().to_dict() == callback.substitution.report().to_dict()
+
+
+def test_a_fit_of_a_network_with_a_site_in_two_places_is_resumed_after_the_swap(pl, tmp_path):
+    unbroken, *_ = run_protocol(pl, tmp_path, shares_site=True)
+    resumed, *_ = run_protocol(pl, tmp_path / "resumed", ckpt_path=str(tmp_path / "epoch=5.ckpt"), shares_site=True)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), unbroken.parameters(), strict=True))
 
 
 def test_a_fit_without_the_protocol_or_with_another_is_not_resumed(pl, tmp_path):

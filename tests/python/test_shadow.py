@@ -197,6 +197,20 @@ def test_after_the_swap_every_score_counts_and_the_lambda_before_it_is_left_out(
     assert best.update(best.best.score + 1) and best.best.ser_db == {}
 
 
+def test_the_best_network_with_a_site_in_two_places_is_put_back_after_the_swap():
+    site = LambdaGELU()
+    model = nn.Sequential(nn.Linear(4, 8), site, nn.Linear(8, 8), site, nn.Linear(8, 2))
+    harden(model)
+    best = BestSubstituted(model, higher_is_better=True)
+    best.update(shadow_evaluate(model, score, statistics=True))
+    weight = model[0].weight.detach().clone()
+    to_relu_(model)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    best.load_()
+    assert torch.equal(model[0].weight, weight)
+
+
 def test_the_best_relu_network_does_not_fit_a_model_with_sites(model):
     harden(model)
     twin = copy.deepcopy(model)
@@ -267,12 +281,16 @@ def test_a_state_of_another_plan_is_refused(model, change, words):
     ("options", "error", "words"),
     [
         ({"higher_is_better": None}, TypeError, "higher_is_better must be a bool, got NoneType"),
-        ({"tolerance_db": 0.0}, ValueError, "tolerance_db must be positive, got 0.0"),
-        ({"tolerance_db": -3}, ValueError, "tolerance_db must be positive, got -3"),
-        ({"tolerance_db": math.inf}, ValueError, "tolerance_db must be finite, got inf"),
+        ({"tolerance_db": 0.0}, ValueError, "tolerance_db must be finite and positive, got 0.0"),
+        ({"tolerance_db": -3}, ValueError, "tolerance_db must be finite and positive, got -3"),
+        ({"tolerance_db": math.inf}, ValueError, "tolerance_db must be finite and positive, got inf"),
         ({"tolerance_db": "30"}, TypeError, "tolerance_db must be a float, got str"),
         ({"tolerance_db": {"1": 30.0, "2": 30.0}}, ValueError, r"unknown \['2'\], missing \['4'\]"),
-        ({"tolerance_db": {"1": 30.0, "4": math.nan}}, ValueError, "tolerance_db of '4' must be finite, got nan"),
+        (
+            {"tolerance_db": {"1": 30.0, "4": math.nan}},
+            ValueError,
+            "tolerance_db of '4' must be finite and positive, got nan",
+        ),
         ({"slack_db": -1.0}, ValueError, "slack_db must not be negative, got -1.0"),
     ],
 )

@@ -261,7 +261,7 @@ class SubstitutionCallback(_pytorch.Callback):
 
 def _with_own_hardness(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
     """Adds the λ that a module has and a state dict lacks: that of a ReLU network."""
-    for name, site in module.named_modules():
+    for name, site in module.named_modules(remove_duplicate=False):  # a shared site is in the state at each place
         if isinstance(site, LambdaGELU):
             own = site.state_dict(prefix=f"{prefix}{name}.")
             if not any(key in state_dict for key in own):
