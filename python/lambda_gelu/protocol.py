@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -15,16 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from ._protocol_checks import (
+    changeable_sites,
+    check_calibration,
+    check_callables,
+    check_counts,
+    check_metric,
+    check_recovery,
+    check_swap,
+    check_targets,
+    latest_onset,
+    optimizers_of,
+    steps_of,
+)
 from ._scores import as_number, cuda_devices
-from .hardening import HardnessScheduler
-from .modules import LambdaGELU
+from ._windows import Windows
+from .hardening import HardnessScheduler, _targets
 from .pacing import AllowedLoss, Remaining, Settled
 from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
 from .report import SubstitutionReport
 from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
-from .sites import find_sites, replaceable_sites, reshard, unwrapped
+from .sites import find_sites, reshard, unwrapped
 from .statistics import Statistics, observe
-from .substitution import refuse_substituted, to_relu_
+from .substitution import to_relu_
 from .targets import HardnessCapWarning, SiteWeight, suggest_targets
 
 Evaluate = Callable[[nn.Module], "float | Tensor"]
@@ -146,31 +158,29 @@ class Substitution:
         keep_best: bool | str | os.PathLike[str] = False,
         group: Any = None,
     ) -> None:
-        sites = _changeable_sites(model)
-        self._optimizers = _checked_optimizers(optimizer, model)
-        _check_total(total_steps)
-        recover_steps = _steps_of("recover", recover, total_steps, least=0)
-        calibrate_steps = _steps_of("calibrate", calibrate, total_steps, least=1)
-        _check_every(every)
-        _check_options(sites, tolerance_db=tolerance_db, cap=cap, per=per, harden=harden, correction=correction)
-        _check_recovery(recover_steps, distillation, activation_l1)
-        _check_metric_options(
+        sites = changeable_sites(model)
+        self._optimizers = optimizers_of(optimizer, model)
+        check_counts(total_steps=total_steps, every=every)
+        recover_steps = steps_of("recover", recover, total_steps, least=0)
+        calibrate_steps = steps_of("calibrate", calibrate, total_steps, least=1)
+        onset, swap_step = latest_onset(start, total_steps), total_steps - recover_steps
+        check_targets(sites, tolerance_db=tolerance_db, cap=cap, per=per, harden=harden)
+        check_swap(correction=correction, max_loss=max_loss)
+        check_recovery(recover_steps, distillation, activation_l1)
+        check_callables(calibration=calibration, targets=targets, weights=weights, evaluate=evaluate)
+        check_metric(
             deciding={"correction": correction != "none", "max_loss": max_loss is not None},
             comparing={"rate": rate is not None, "keep_best": bool(keep_best)},
             evaluate=evaluate,
             higher_is_better=higher_is_better,
         )
-        if correction != "none" and calibration is None:
-            raise ValueError("correction='bias' needs calibration, which runs calibration data through the model")
-        onset, swap_step = _latest_onset(start, total_steps), total_steps - recover_steps
+        check_calibration(calibration, onset=onset, correction=correction)
         hardened = onset + _C.HardeningWindow(total_steps - onset, 0.0, harden).last_step
         if hardened > swap_step:
             raise ValueError(
                 f"harden={harden:g} has λ at its target at step {hardened}, after the swap at step {swap_step}: lower "
                 "harden, recover or start"
             )
-        if onset == 0 and calibration is None:
-            raise ValueError("start leaves no step to observe before hardening: give calibration")
         self._model, self._total_steps, self._swap_step = model, total_steps, swap_step
         self._latest_onset, self._calibrate_steps, self._every = onset, calibrate_steps, min(every, calibrate_steps)
         self._observe_from = 0 if isinstance(start, Settled) else max(0, onset - calibrate_steps)
@@ -219,10 +229,7 @@ class Substitution:
         }
         self._step = 0
         self._scores: dict[str, float] = {}  # of the last validation before the swap, as stages of the report
-        self._observation = ExitStack()
-        self._present: Statistics | None = None  # what is being observed
-        self._is_paused = False
-        self._last: Statistics | None = None  # the last whole window of it
+        self._windows = Windows(model, per, self._every)
         self._report: SubstitutionReport | None = None
         self._teacher: Teacher | None = None
         self._penalty: ActivationL1 | None = None
@@ -252,34 +259,37 @@ class Substitution:
     @property
     def statistics(self) -> Statistics | None:
         """Of the pre-activations, lately observed; None where nothing was, and where `calibration` is given."""
-        return None if self._present is None and self._last is None else self._recent()
+        return self._windows.recent() if self._windows.hold_any else None
 
     def step(self) -> None:
         """To be called after every step of the training. After the last one it does nothing.
 
         Raises:
             ValueError: where targets are due and there is no calibration data, a site that was never executed, or
-                activations that were NaN. Nothing is changed, and the step is not counted.
+                activations that were NaN.
+            RuntimeError: inside :meth:`unobserved`.
+
+            Nothing is changed by either, nor by an exception of `evaluate` and the other functions that it calls, and
+            the step is not counted.
         """
         if self._step >= self._total_steps:
             return
+        self._windows.refuse_paused("step()")
         if self._report is None:
             self._step_before_swap()
         else:
-            self._step += 1
-            self._last_call = None
-            if self._penalty is not None:
-                self._penalty.step()
+            self._step_of_recovery(self._report)
         if self._step == self._total_steps:
             self._hooks.close()
-            if self._report is not None and self._evaluate is not None and self._swap_step < self._total_steps:
-                self._report = self._report.with_metrics(recovered=self._score(self._evaluate))
 
     def recalibrate(self) -> None:
-        """Forgets what was observed and counts from zero, as after activations that were NaN."""
-        self._last = None
-        if self._present is not None:
-            self._present.reset()
+        """Forgets what was observed and counts from zero, as after activations that were NaN.
+
+        Raises:
+            RuntimeError: inside :meth:`unobserved`.
+        """
+        self._windows.refuse_paused("recalibrate()")
+        self._windows.forget()
 
     def swap(self) -> SubstitutionReport:
         """Swaps now, with λ as it is: what remains of the training is recovery.
@@ -303,13 +313,11 @@ class Substitution:
     def validate(self, evaluate: Evaluate | None = None) -> ShadowScore:
         """Scores the model as it stands and as if substituted, and takes note: for the report, the onset, the best.
 
-        What is evaluated does not count for the targets. Every module is in training or evaluation mode afterwards as
-        it was before.
+        What is evaluated counts neither for the targets nor for :meth:`extra_loss`. Every module is in training or
+        evaluation mode afterwards as it was before.
 
         Args:
-            weights: ``weights(model)`` gives :func:`site_weights` right before the swap, for the predicted cost in the
-            report. Default None.
-        evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
+            evaluate: ``evaluate(model)`` gives the score. Default None: what the constructor was given.
 
         Returns:
             ShadowScore: with the same score twice where no site is left.
@@ -397,8 +405,7 @@ class Substitution:
             "swap_step": self._swap_step,
             "stage": self.stage,
             "scheduler": None if self._report is not None else self._scheduler.state_dict(),
-            "present": None if self._present is None else self._present.state_dict(),
-            "last": None if self._last is None else self._last.state_dict(),
+            **self._windows.state_dict(),
             "scores": dict(self._scores),
             "report": None if self._report is None else self._report.to_dict(),
             "teacher": None if self._teacher is None else self._teacher.state_dict(),
@@ -426,9 +433,9 @@ class Substitution:
         else:
             self._swap_step = state_dict["swap_step"]
             self._replace(list(report.substituted), teacher)
-        self._stop_observing()
+        self._windows.end()
         self._step, self._scores, self._report = state_dict["step"], dict(state_dict["scores"]), report
-        self._last, self._last_call = last, None
+        self._last_call = None
         if self._penalty is not None:
             self._penalty.load_state_dict(state_dict["penalty"])
         if self.best is not None:
@@ -436,8 +443,7 @@ class Substitution:
         if self._step >= self._total_steps:
             self._hooks.close()
         self._observe_if_due()
-        if self._present is not None and present is not None:
-            self._present.load_state_dict(present.state_dict())
+        self._windows.load(present, last)
 
     def _checked_report(self, state_dict: Mapping[str, Any]) -> SubstitutionReport | None:
         """The report in a state that fits this protocol, None in one from before the swap."""
@@ -503,10 +509,17 @@ class Substitution:
         if due is not None and self.best is not None:
             self.best.set_tolerance(due[1])
         if self._report is None:
-            if is_whole and self._present is not None:
-                self._last = self._present.snapshot()
-                self._present.reset()
+            if is_whole:
+                self._windows.turn()
             self._observe_if_due()
+
+    def _step_of_recovery(self, report: SubstitutionReport) -> None:
+        if self._step + 1 == self._total_steps and self._evaluate is not None:
+            self._report = report.with_metrics(recovered=self._score(self._evaluate))
+        self._step += 1
+        self._last_call = None
+        if self._penalty is not None:
+            self._penalty.step()
 
     def _report_metric(self, metric: float) -> None:
         """Tells the scheduler, which may begin to harden here and now."""
@@ -536,7 +549,7 @@ class Substitution:
         statistics = _over_ranks(statistics, self._group)
         statistics.require_complete("targets")
         if self._suggest is not None:
-            targets = self._suggest(statistics)
+            targets = _targets(find_sites(self._model), self._suggest(statistics))
         else:
             with warnings.catch_warnings():
                 if self._is_hardening():  # the cap was warned of at the onset
@@ -552,55 +565,23 @@ class Substitution:
     # --- what is observed --------------------------------------------------------------------------------------------
 
     def _observe_if_due(self) -> None:
-        if (
-            self._present is None
-            and self._calibration is None
-            and self._report is None
-            and self._step >= self._observe_from
-        ):
-            self._present = self._observation.enter_context(self._observe())
-
-    def _observe(self) -> AbstractContextManager[Statistics]:
-        return observe(self._model, per=self._per, every=self._every)
-
-    def _stop_observing(self) -> None:
-        self._observation.close()
-        self._present = None
+        if self._calibration is None and self._report is None and self._step >= self._observe_from:
+            self._windows.begin()
 
     @contextmanager
     def unobserved(self) -> Iterator[None]:
-        """What runs within does not count for the targets."""
-        if self._present is None or self._is_paused:
-            yield
-            return
-        self._is_paused = True
-        self._observation.close()  # what was counted stands still
-        try:
-            yield
-        finally:
-            self._is_paused = False
-            if self._present is not None:
-                counted = self._present.state_dict()
-                self._present = self._observation.enter_context(self._observe())
-                self._present.load_state_dict(counted)
-
-    def _has_counted(self) -> bool:
-        counted = [each for each in (self._present, self._last) if each is not None]
-        return any(len(each.never_executed) < len(each) for each in counted)
-
-    def _recent(self) -> Statistics:
-        """At least one whole window, where there was one."""
-        present = None if self._present is None else self._present.snapshot()
-        if present is None or (self._last is not None and len(present.never_executed) == len(present)):
-            assert self._last is not None
-            return self._last
-        return present if self._last is None else self._last.snapshot().merge(present)
+        """What runs within counts neither for the targets nor for :meth:`extra_loss`."""
+        call = self._last_call
+        with self._windows.paused(), nullcontext() if self._penalty is None else self._penalty.paused():
+            try:
+                yield
+            finally:
+                self._last_call = call
 
     def _for_targets(self, is_whole: bool) -> Statistics:
         if self._calibration is not None:
             return self._calibrated()
-        assert self._present is not None
-        return self._present.snapshot() if is_whole else self._recent()
+        return self._windows.present() if is_whole else self._windows.recent()
 
     def _calibrated(self) -> Statistics:
         assert self._calibration is not None
@@ -622,7 +603,7 @@ class Substitution:
 
     def _swap(self, is_whole: bool) -> None:
         statistics = None
-        if self._calibration is None and self._has_counted():
+        if self._calibration is None and self._windows.has_counted():
             statistics = _over_ranks(self._for_targets(is_whole), self._group)
         with self.unobserved():
             teacher = None if self._distillation is None else Teacher(self._model)
@@ -639,14 +620,14 @@ class Substitution:
                 max_loss=self._max_loss,
                 example_inputs=self._example_inputs,
             )
-            self._stop_observing()
+            self._windows.end()
         self._begin_recovery(raw, list(report.substituted), teacher)
         self._report = report if self._evaluate is not None else report.with_metrics(**self._scores)
 
     def _replace(self, names: list[str], teacher: Teacher | None) -> None:
         """The swap of a checkpoint, where the model has not had it."""
         raw: dict[str, Tensor] = {}
-        self._stop_observing()
+        self._windows.end()
         if names and self._report is None:
             raw = _raw_hardness(self._model)
             to_relu_(self._model, sites=names)
@@ -696,109 +677,3 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def _changeable_sites(model: nn.Module) -> dict[str, LambdaGELU]:
-    refuse_substituted(model)
-    places = replaceable_sites(
-        model, "nn.ReLU()", "the swap comes in the middle of the training, and the wrapper would not see it"
-    )
-    return {name: slots[0].module for name, slots in places.items()}
-
-
-def _checked_optimizers(optimizer: Any, model: nn.Module) -> list[Any]:
-    if optimizer is None:
-        return []
-    optimizers = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
-    reshard(unwrapped(model))
-    parameters = set(model.parameters())
-    for each in optimizers:
-        if not any(parameter in parameters for group in each.param_groups for parameter in group["params"]):
-            raise ValueError(f"optimizer has no parameter of {type(model).__name__}: it was made for another model")
-    return optimizers
-
-
-def _check_total(total_steps: int) -> None:
-    if isinstance(total_steps, bool) or not isinstance(total_steps, int):
-        raise TypeError(f"total_steps must be an int, got {type(total_steps).__name__}")
-    if total_steps < 1:
-        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
-
-
-def _check_every(every: int) -> None:
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"every must be an int, got {type(every).__name__}")
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
-
-
-def _steps_of(name: str, value: float | int, total_steps: int, *, least: int) -> int:
-    """Of a fraction of the training, or a number of steps."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a fraction (float) or a number of steps (int), got {type(value).__name__}")
-    if isinstance(value, float):
-        if not 0 <= value < 1 or (value == 0 and least > 0):
-            raise ValueError(f"{name} as a fraction must be from 0 to below 1, got {value}")
-        value = _C.HardeningWindow(total_steps, 0.0, value).last_step if value > 0 else 0
-    if not least <= value < total_steps:
-        raise ValueError(f"{name} must be from {least} to {total_steps - 1} steps, got {value}")
-    return value
-
-
-def _latest_onset(start: float | int | Settled, total_steps: int) -> int:
-    name, value = ("latest", start.latest) if isinstance(start, Settled) else ("start", start)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a fraction (float) or a step (int), got {type(value).__name__}")
-    if isinstance(value, float):
-        return _C.HardeningWindow(total_steps, value, 1.0).first_step
-    if not 0 <= value < total_steps:
-        raise ValueError(f"{name} as a step must be from 0 to {total_steps - 1}, got {value}")
-    return value
-
-
-def _check_options(
-    sites: Mapping[str, LambdaGELU], *, tolerance_db: float, cap: float, per: str, harden: float, correction: str
-) -> None:
-    for name, value in (("tolerance_db", tolerance_db), ("cap", cap), ("harden", harden)):
-        _check_positive(name, value)
-    if harden > 1:
-        raise ValueError(f"harden must be above 0 and at most 1, got {harden}")
-    if correction not in ("none", "bias"):
-        raise ValueError(f"correction must be 'none' or 'bias', got {correction!r}")
-    if per not in ("layer", "channel"):
-        raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
-    single = [name for name, site in sites.items() if site.num_parameters == 1]
-    if per == "channel" and single:
-        raise ValueError(f"per='channel' needs λ per channel at every site, and there is one λ at {', '.join(single)}")
-
-
-def _check_recovery(steps: int, distillation: Distillation | None, activation_l1: float | None) -> None:
-    if distillation is not None and not isinstance(distillation, Distillation):
-        raise TypeError(f"distillation must be a Distillation, got {type(distillation).__name__}")
-    if activation_l1 is not None:
-        _check_positive("activation_l1", activation_l1)
-    if steps == 0 and (distillation is not None or activation_l1 is not None):
-        raise ValueError("distillation and activation_l1 need a recovery, but recover is 0")
-
-
-def _check_metric_options(
-    *, deciding: Mapping[str, bool], comparing: Mapping[str, bool], evaluate: Any, higher_is_better: bool | None
-) -> None:
-    if higher_is_better is not None and not isinstance(higher_is_better, bool):
-        raise TypeError(f"higher_is_better must be a bool or None, got {type(higher_is_better).__name__}")
-    decides = [name for name, asked in deciding.items() if asked]
-    if decides and evaluate is None:
-        raise ValueError(f"{' and '.join(decides)} need evaluate: the metric decides")
-    compares = decides + [name for name, asked in comparing.items() if asked]
-    if compares and higher_is_better is None:
-        raise ValueError(f"higher_is_better must be given: {' and '.join(compares)} compare scores")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be finite and positive, got {value}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._checks import check_int, check_positive
 from .sites import find_slots, reshard, unwrapped
 
 
@@ -83,10 +85,7 @@ def distillation_loss(
         ValueError: for other shapes, logits without a dimension, or another temperature.
         TypeError: for a temperature that is no number, or a mask that is not boolean.
     """
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-        raise TypeError(f"temperature must be a float, got {type(temperature).__name__}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be finite and positive, got {temperature}")
+    check_positive("temperature", temperature)
     if student_logits.shape != teacher_logits.shape or student_logits.ndim == 0:
         raise ValueError(
             "student_logits and teacher_logits must have the same shape with classes in the last dimension, got "
@@ -124,8 +123,8 @@ class Distillation:
     logits: Callable[[Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("weight", "temperature"):
-            _positive(name, getattr(self, name))
+        check_positive("weight", self.weight)
+        check_positive("temperature", self.temperature)
 
     def logits_of(self, output: Any) -> Tensor:
         """The logits in what a model returned.
@@ -204,12 +203,9 @@ class ActivationL1:
     """
 
     def __init__(self, model: nn.Module, factor: float, ramp_steps: int, *, sites: Iterable[str] | None = None) -> None:
-        self._factor = _positive("factor", factor)
-        if isinstance(ramp_steps, bool) or not isinstance(ramp_steps, int):
-            raise TypeError(f"ramp_steps must be an int, got {type(ramp_steps).__name__}")
-        if ramp_steps < 1:
-            raise ValueError(f"ramp_steps must be at least 1, got {ramp_steps}")
-        self._ramp_steps = ramp_steps
+        check_positive("factor", factor)
+        check_int("ramp_steps", ramp_steps, 1)
+        self._factor, self._ramp_steps = float(factor), ramp_steps
         slots = find_slots(model, nn.ReLU)
         names = [slot.name for slot in slots] if sites is None else list(sites)
         unknown = [name for name in names if all(slot.name != name for slot in slots)]
@@ -239,6 +235,15 @@ class ActivationL1:
         total = torch.stack([mean.to(self._means[0]) for mean in self._means]).sum()
         self._means = []
         return total * self.factor
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forwards within do not count for :meth:`loss`, as those of an evaluation with gradients."""
+        means, self._means = self._means, []
+        try:
+            yield
+        finally:
+            self._means = means
 
     def step(self) -> None:
         """To be called after every step of the optimizer."""
@@ -284,11 +289,3 @@ def in_backward() -> bool:
         return False
     task = getattr(torch._C, "_current_graph_task_id", None)
     return task is not None and task() != -1
-
-
-def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a float, got {type(value).__name__}")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be finite and positive, got {value}")
-    return float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from . import _C
 from ._calls import evaluating
+from ._checks import check_finite
 from ._measured import measured_ser
 from ._scores import Metric, aside
 from ._trial import Trial
@@ -102,7 +102,7 @@ def to_relu_(
     all_sites = {name: slots[0].module for name, slots in places.items()}
     chosen = _chosen(all_sites, sites)
     _check_choice("correction", correction, _CORRECTIONS)
-    _check_max_loss(max_loss)
+    check_max_loss(max_loss)
     order = ("harm" if max_loss is not None else "model") if order is None else order
     _check_choice("order", order, _ORDERS)
     _check_together(
@@ -182,13 +182,12 @@ def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{argument} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def _check_max_loss(max_loss: float | None) -> None:
+def check_max_loss(max_loss: float | None) -> None:
     if max_loss is None:
         return
-    if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)):
-        raise TypeError(f"max_loss must be a float, got {type(max_loss).__name__}")
-    if not (math.isfinite(max_loss) and max_loss >= 0):
-        raise ValueError(f"max_loss must be finite and not negative, got {max_loss}")
+    check_finite("max_loss", max_loss)
+    if max_loss < 0:
+        raise ValueError(f"max_loss must not be negative, got {max_loss}")
 
 
 def _check_together(

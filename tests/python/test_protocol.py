@@ -755,6 +755,71 @@ def test_an_onset_that_fails_leaves_lambda_learned():
     assert substitution.stage == "harden"
 
 
+@pytest.mark.parametrize(
+    ("targets", "error", "words"),
+    [
+        (lambda statistics: {"1": 5.0}, ValueError, r"unknown \[\], missing \['4'\]; the sites are \['1', '4'\]"),
+        (lambda statistics: {"1": 5.0, "4": 5.0, "7": 5.0}, ValueError, r"unknown \['7'\], missing \[\]"),
+        (lambda statistics: {"1": 5.0, "4": -1.0}, ValueError, "target of '4' must be finite and positive"),
+        (lambda statistics: {"1": 5.0, "4": [1.0, 2.0]}, ValueError, "target of '4' must have 1 or 1 values, got 2"),
+        (lambda statistics: None, TypeError, "must be a float, got NoneType"),
+    ],
+)
+def test_targets_of_ones_own_that_do_not_fit_are_refused_and_lambda_stays_learned(targets, error, words):
+    model = make_model()
+    with pytest.raises(error, match=words):
+        make(model, start=0, calibration=calibrate, targets=targets)
+    assert not any(site.is_frozen for site in find_sites(model).values())
+    model, optimizer, substitution = make(model, targets=targets)
+    run(model, optimizer, substitution, end=ONSET - 1)
+    state = copy.deepcopy(substitution.state_dict())
+    with pytest.raises(error, match=words):
+        substitution.step()
+    assert substitution.stage == "learn" and not any(site.is_frozen for site in find_sites(model).values())
+    assert_same(substitution.state_dict(), state)
+
+
+def test_a_last_evaluation_that_fails_can_be_made_again():
+    def evaluate(model):
+        if fails:
+            raise KeyError("lost")
+        return loss_of(model)
+
+    fails = False
+    model, optimizer, substitution = make(evaluate=evaluate)
+    run(model, optimizer, substitution, end=STEPS - 1)
+    train_step(model, optimizer, STEPS - 1)
+    fails = True
+    with pytest.raises(KeyError):
+        substitution.step()
+    assert substitution.stage == "recover" and "recovered" not in substitution.report().metrics
+    fails = False
+    substitution.step()
+    assert substitution.stage == "done" and substitution.report().metrics["recovered"] == loss_of(model).item()
+
+
+def test_what_is_validated_with_gradients_is_no_part_of_the_extra_loss():
+    model, optimizer, substitution = make(distillation=Distillation(), activation_l1=0.5)
+    run(model, optimizer, substitution, end=SWAP + 1)
+    model.eval()  # no dropout, so that one forward is as the other
+    model(X[0])
+    expected = substitution.extra_loss().item()
+    model(X[0])
+    substitution.validate(lambda model: model(X[1]).mean())
+    assert substitution.extra_loss().item() == expected > 0
+
+
+def test_a_step_that_is_not_observed_is_refused():
+    model, optimizer, substitution = make()
+    run(model, optimizer, substitution, end=4)
+    state = copy.deepcopy(substitution.state_dict())
+    with substitution.unobserved():
+        for refused in (substitution.step, substitution.recalibrate):
+            with pytest.raises(RuntimeError, match=r"\(\) inside unobserved\(\): leave that context first"):
+                refused()
+    assert_same(substitution.state_dict(), state)
+
+
 def test_a_swap_that_fails_is_not_made():
     def evaluate(model):
         if fails:
@@ -810,6 +875,12 @@ def test_a_swap_that_fails_is_not_made():
             "correction='bias' needs calibration",
         ),
         ({"max_loss": 1.0}, ValueError, "max_loss need evaluate"),
+        ({"max_loss": -1.0, "evaluate": loss_of}, ValueError, "max_loss must not be negative, got -1.0"),
+        ({"max_loss": math.nan, "evaluate": loss_of}, ValueError, "max_loss must be finite, got nan"),
+        ({"evaluate": "loss"}, TypeError, "evaluate must be a function, got str"),
+        ({"calibration": X[0]}, TypeError, "calibration must be a function, got Tensor"),
+        ({"targets": {"1": 5.0}}, TypeError, "targets must be a function, got dict"),
+        ({"weights": {}}, TypeError, "weights must be a function, got dict"),
         ({"rate": AllowedLoss(0.1)}, ValueError, "higher_is_better must be given: rate compare scores"),
         ({"keep_best": True}, ValueError, "higher_is_better must be given: keep_best compare scores"),
         ({"higher_is_better": "yes"}, TypeError, "higher_is_better must be a bool or None, got str"),

@@ -275,6 +275,8 @@ def test_an_evaluation_between_does_not_count(relus):
     model(x)
     with torch.no_grad():
         model(2 * x)
+    with penalty.paused():
+        model(2 * x)
     assert torch.equal(penalty.loss(), expected)
     with pytest.raises(RuntimeError, match=r"no forward with gradient since the last loss\(\)"):
         penalty.loss()
