@@ -35,7 +35,7 @@ def load_function(spec: str, argument: str) -> Callable[..., Any]:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise UserError(f"{argument}: no module named {error.name!r} here or on the Python path") from error
         raise UserError(f"{argument}: importing {module_name} failed: {one_line(error)}") from error
-    except (Exception, SystemExit) as error:  # a script that is no module ends the program, perhaps as if all were well
+    except (Exception, SystemExit) as error:  # a script that is no module may end the program
         raise UserError(f"{argument}: importing {module_name} failed: {one_line(error)}") from error
     for part in name.split("."):
         if not hasattr(value, part):

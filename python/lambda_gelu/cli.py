@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("lambda-gelu: interrupted", file=sys.stderr)
             return 130
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a user's code that ends the program is no success
             if options.traceback:
                 raise
             expected = isinstance(error, (UserError, ValueError, ImportError))

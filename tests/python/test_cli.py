@@ -72,6 +72,10 @@ def nothing():
 def leaves():
     raise SystemExit(0)
 
+def leaves_midway():
+    yield torch.ones(2, 4)
+    raise SystemExit(0)
+
 def broken():
     raise KeyError("weights.pt")
 
@@ -393,6 +397,7 @@ def test_without_tqdm_everything_works_without_bars(users, capsys, monkeypatch):
         ((*model_and_data(), "--batches", "few"), "--batches: must be a whole number of at least 1, got few"),
         (("exits:model", "--data", "users_file:data"), "MODEL: importing exits failed: SystemExit: 0"),
         (model_and_data("leaves"), "users_file:leaves raised SystemExit: 0"),
+        (model_and_data(data="leaves_midway"), "SystemExit: 0"),
         ((*model_and_data(), "--json", "no/such/report.json"), "there is no folder no/such"),
         ((*model_and_data(), "--json", "."), "is a folder"),
         ((*model_and_data(), "--model", "users_file:soft"), "--model goes with a file"),
