@@ -1,15 +1,19 @@
 """λ and κ in TensorBoard, read back from the files that it wrote."""
 
+import contextlib
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from lambda_gelu import LambdaGELU, to_relu_
+from lambda_gelu import Histogram, LambdaGELU, Statistics, to_relu_
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from lambda_gelu.integrations import _metrics
 from lambda_gelu.integrations.tensorboard import log_hardness, preactivation_std
 
 
@@ -97,6 +101,31 @@ def test_activations_that_are_not_finite_have_no_standard_deviation(model):
     with preactivation_std(model) as std:
         model[3](torch.tensor([[1.0, 1.0, torch.nan], [3.0, 1.0, 1.0]]))
     torch.testing.assert_close(std["3"], torch.tensor([1.0, 0.0, torch.nan]).double(), equal_nan=True)
+
+
+def test_channels_of_other_processes_have_no_standard_deviation_here(model, monkeypatch):
+    seen = Histogram.of(torch.tensor([[1.0], [3.0]]), channel_dim=1)
+    counts, moments = (
+        torch.cat([table, torch.zeros(2, table.size(1))]).to(table) for table in (seen.counts, seen.moments)
+    )
+
+    @contextlib.contextmanager
+    def of_one_rank(model):  # of three that share the channels
+        yield Statistics({"3": Histogram(counts, moments, channel_dim=1)})
+
+    monkeypatch.setattr(_metrics, "observe", of_one_rank)
+    with preactivation_std(model) as std:
+        pass
+    torch.testing.assert_close(std["3"], torch.tensor([1.0, torch.nan, torch.nan]).double(), equal_nan=True)
+
+
+def test_a_diverged_model_is_logged_as_far_as_it_can_be(model, tmp_path):
+    with preactivation_std(model) as std:
+        model(torch.full((2, 4), torch.nan))
+    with SummaryWriter(tmp_path) as writer:
+        log_hardness(writer, model, 0, std=std)
+    scalars, histograms = written(tmp_path)
+    assert math.isnan(scalars["effective_hardness/3"][0][1]) and set(histograms) == {"hardness_per_channel/3"}
 
 
 def test_what_was_compiled_before_is_measured_too(model):

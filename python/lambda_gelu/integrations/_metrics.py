@@ -36,8 +36,9 @@ def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Measures σ, the standard deviation of what every site is given within the context.
 
     Over all calls, all examples and, where a site has λ per channel, per channel; of this process alone. NaN where the
-    site was given NaN or infinities. Empty until the context ends; sites that were not called, and contexts that end in
-    an exception, give none. :func:`lambda_gelu.observe` measures it, and more.
+    site was given NaN or infinities, and for channels that another process computes. Empty until the context ends;
+    sites that were not called, and contexts that end in an exception, give none. :func:`lambda_gelu.observe` measures
+    it, and more.
 
     Yields:
         dict: σ by site name, float64 on the CPU, of shape ``(num_parameters,)``.
@@ -51,5 +52,6 @@ def preactivation_std(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     unseen = statistics.never_executed
     for name, histogram in statistics.items():
         if name not in unseen:
-            values = [math.nan if channel.nonfinite else channel.std for channel in histogram.channels]
+            usable = [channel.count > 0 and not channel.nonfinite for channel in histogram.channels]
+            values = [c.std if known else math.nan for c, known in zip(histogram.channels, usable, strict=True)]
             std[name] = torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -21,8 +21,8 @@ def log_hardness(writer: Any, model: nn.Module, step: int, *, std: Mapping[str, 
 
     Scalars ``hardness/<site>`` and ``effective_hardness/<site>``, means over the channels; ``hardness_min``,
     ``hardness_mean`` and ``hardness_max`` over all sites and channels. Histograms ``hardness_per_channel/<site>`` and
-    ``effective_hardness_per_channel/<site>``, where a site has more than one λ. Nothing for a model without sites, as
-    after :func:`lambda_gelu.to_relu_`.
+    ``effective_hardness_per_channel/<site>``, where a site has more than one λ, of the channels where they are finite.
+    Nothing for a model without sites, as after :func:`lambda_gelu.to_relu_`.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or what has its ``add_scalar`` and ``add_histogram``. None
@@ -59,4 +59,6 @@ def log_hardness(writer: Any, model: nn.Module, step: int, *, std: Mapping[str, 
     for tag, scalar in scalars.items():
         writer.add_scalar(tag, scalar, step)
     for tag, value in histograms.items():
-        writer.add_histogram(tag, value, step)
+        finite = value[value.isfinite()]
+        if finite.numel():  # a writer refuses a histogram of nothing but NaN
+            writer.add_histogram(tag, finite, step)
