@@ -70,8 +70,8 @@ def distillation_loss(
     r"""How far a student's distribution over the classes is from its teacher's.
 
     :math:`T^2 \, \mathrm{KL}(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T))` in nats, with the teacher's
-    distribution as the reference, the mean over all positions. The factor T² keeps the size of the gradient where T
-    changes (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
+    distribution as the reference, the mean over all positions; a class at which the teacher's logit is −∞ adds nothing.
+    The factor T² keeps the size of the gradient where T changes (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).
 
     Args:
         student_logits, teacher_logits: of the same shape, classes in the last dimension. The teacher's get no gradient.
@@ -98,7 +98,8 @@ def distillation_loss(
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     student = F.log_softmax(student_logits.to(dtype) / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    each = F.kl_div(student, teacher, reduction="none", log_target=True)
+    divergence = torch.where(teacher.isneginf(), 0, each).sum(-1)  # 0 ln 0 = 0
     if mask is not None:
         return torch.where(mask, divergence, 0).sum() / mask.sum().clamp(min=1) * temperature**2
     return divergence.mean() * temperature**2

@@ -138,6 +138,19 @@ def test_the_distillation_loss_is_the_divergence_of_the_student_from_the_teacher
     assert distillation_loss(student, teacher, mask=torch.zeros(3, 5, dtype=torch.bool)).item() == 0.0
 
 
+def test_a_class_that_the_teacher_excludes_adds_nothing():
+    student, teacher = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    expected = distillation_loss(student, torch.cat([teacher[:, :3], torch.full((5, 1), -1e9)], 1), 2.0)
+    teacher[:, 3] = -math.inf
+    loss = distillation_loss(student, teacher, 2.0)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert student.grad.isfinite().all() and (student.grad[:, 3] > 0).all()  # q − p with p = 0
+    without = distillation_loss(student.detach()[:, :3], teacher[:, :3])
+    both = distillation_loss(torch.cat([student.detach()[:, :3], teacher[:, 3:]], 1), teacher)
+    torch.testing.assert_close(both, without)
+
+
 def test_only_the_student_gets_a_gradient_and_it_keeps_its_size_with_the_temperature():
     torch.manual_seed(0)
     student = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
