@@ -219,15 +219,22 @@ def _innermost_module(frame: FrameType | None, among: Collection[nn.Module] | No
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode within the context; each module is back in its own afterwards."""
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Each module is in training or eval mode afterwards as it was before."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode within the context; each module is back in its own afterwards."""
+    with same_modes(model):
+        model.eval()
+        yield
 
 
 @contextmanager

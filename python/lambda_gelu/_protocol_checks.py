@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -29,7 +29,10 @@ def optimizers_of(optimizer: Any, model: nn.Module) -> list[Any]:
     """None, one or several as a list; raises ValueError for one of another model."""
     if optimizer is None:
         return []
-    optimizers = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
+    wrong = [type(each).__name__ for each in optimizers if not hasattr(each, "param_groups")]
+    if wrong:
+        raise TypeError(f"optimizer must be an optimizer, several, or None, got {wrong[0]}")
     reshard(unwrapped(model))
     parameters = set(model.parameters())
     for each in optimizers:

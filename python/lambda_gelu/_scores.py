@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._calls import uncompiled
+from ._calls import same_modes, uncompiled
 
 
 def as_number(score: Any) -> float:
@@ -37,18 +37,13 @@ def cuda_devices(model: nn.Module) -> list[int]:
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """What runs within leaves the modes of the modules and torch's random numbers as they were; eager."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.random.fork_rng(devices=cuda_devices(model)), uncompiled():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """What runs within leaves the modes of the modules and torch's random numbers as they were."""
+    with torch.random.fork_rng(devices=cuda_devices(model)), same_modes(model):
+        yield
 
 
 class Metric:
-    """A metric of one model, measured again and again: each time with the same random numbers of torch.
+    """A metric of one model, measured again and again: each time with the same random numbers of torch, and eagerly.
 
     Args:
         evaluate: takes the model and gives its score.
@@ -62,7 +57,7 @@ class Metric:
 
     def __call__(self) -> float:
         """The score now."""
-        with aside(self._model):
+        with aside(self._model), uncompiled():
             return as_number(self._evaluate(self._model))
 
     def cost(self, score: float, before: float) -> float:

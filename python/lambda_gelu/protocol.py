@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
+from ._calls import same_modes
 from ._protocol_checks import (
     changeable_sites,
     check_calibration,
@@ -27,7 +28,7 @@ from ._protocol_checks import (
     optimizers_of,
     steps_of,
 )
-from ._scores import as_number, cuda_devices
+from ._scores import as_number, aside
 from ._windows import Windows
 from .hardening import HardnessScheduler, _targets
 from .pacing import AllowedLoss, Remaining, Settled
@@ -199,6 +200,7 @@ class Substitution:
                 tolerance_db=tolerance_db,
                 path=None if keep_best is True else keep_best,
             )
+        self._step = 0
         first = self._suggested(self._calibrated()) if onset == 0 else None
         self._scheduler = HardnessScheduler(
             model, total_steps, start=start, end=Remaining(harden), schedule=schedule, rate=rate
@@ -227,7 +229,6 @@ class Substitution:
             "activation_l1": activation_l1,
             "keep_best": bool(keep_best),
         }
-        self._step = 0
         self._scores: dict[str, float] = {}  # of the last validation before the swap, as stages of the report
         self._windows = Windows(model, per, self._every)
         self._report: SubstitutionReport | None = None
@@ -329,7 +330,7 @@ class Substitution:
         evaluate = self._evaluate if evaluate is None else evaluate
         if evaluate is None:
             raise ValueError("evaluate must be given here or to the constructor")
-        with self.unobserved(), _same_modes(self._model):
+        with self.unobserved(), same_modes(self._model):
             if has_sites(self._model):
                 score = shadow_evaluate(self._model, evaluate, statistics=self.best is not None)
             else:
@@ -560,7 +561,7 @@ class Substitution:
         return targets, required
 
     def _is_hardening(self) -> bool:
-        return hasattr(self, "_step") and self._step > 0 and self._scheduler.phase != "learn"
+        return self._step > 0 and self._scheduler.phase != "learn"
 
     # --- what is observed --------------------------------------------------------------------------------------------
 
@@ -585,18 +586,12 @@ class Substitution:
 
     def _calibrated(self) -> Statistics:
         assert self._calibration is not None
-        with self._aside(), torch.no_grad(), observe(self._model, per=self._per) as statistics:
+        with aside(self._model), torch.no_grad(), observe(self._model, per=self._per) as statistics:
             self._calibration(self._model)
         return statistics
 
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """What runs within leaves the modes of the modules and torch's random numbers as they were."""
-        with torch.random.fork_rng(devices=cuda_devices(self._model)), _same_modes(self._model):
-            yield
-
     def _score(self, evaluate: Evaluate) -> float:
-        with self._aside():
+        with aside(self._model):
             return as_number(evaluate(self._model))
 
     # --- the swap ----------------------------------------------------------------------------------------------------
@@ -667,13 +662,3 @@ def _over_ranks(statistics: Statistics, group: Any) -> Statistics:
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1):
         return statistics
     return statistics.snapshot().all_reduce(group)
-
-
-@contextmanager
-def _same_modes(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from ._calls import evaluating
+from ._calls import evaluating, uncompiled
 from ._checks import check_finite
 from ._measured import measured_ser
 from ._scores import Metric, aside
@@ -241,6 +241,7 @@ def _calibrated(
     by_channel = {"per": "channel", "channel_dim": channel_dims(sites, successors)} if successors else {}
     with (
         aside(model),
+        uncompiled(),
         evaluating(model),
         torch.no_grad(),
         measured_ser(sites) as ser,

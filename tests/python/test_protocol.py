@@ -904,6 +904,9 @@ def test_a_model_that_cannot_be_swapped_is_refused():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="optimizer has no parameter of Sequential: it was made for another model"):
         Substitution(make_model(), optimizer, **PLAN)
+    for wrong, name in ((0.1, "float"), ([optimizer, model], "Sequential"), (model.parameters(), "Parameter")):
+        with pytest.raises(TypeError, match=f"optimizer must be an optimizer, several, or None, got {name}"):
+            Substitution(model, wrong, **PLAN)
     with pytest.raises(ValueError, match="the model itself is a LambdaGELU"):
         Substitution(LambdaGELU(), **PLAN)
     with pytest.raises(ValueError, match=r"1 is a LambdaGELU inside its own torch\.compile"):
