@@ -90,6 +90,7 @@ class Observer:
                 f"{self.name}: its input had {counts.size(0)} channels in dimension {self.channel_dim}, and now "
                 f"{channels}"
             )
+        self._refuse_other_hardness(channels)
         self.counts, self.moments = empty_tables(channels, device)
         self._guessed = False
         if self.channel_dim is not None:
@@ -102,6 +103,17 @@ class Observer:
         return True
 
     _make_room._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as compiler.prepare
+
+    def _refuse_other_hardness(self, channels: int) -> None:
+        """Raises before an input is counted that the site itself will refuse."""
+        site = self._site
+        is_its_own = site.num_parameters > 1 and self.channel_dim == site.channel_dim
+        spread = hasattr(site.raw_hardness, "device_mesh")  # this rank may have some of the channels
+        if is_its_own and not spread and channels != site.num_parameters:
+            raise ValueError(
+                f"{self.name}: its input has {channels} channels in dimension {self.channel_dim}, but it has "
+                f"{site.num_parameters} λ"
+            )
 
     def remember(self) -> None:
         """Notes the number of channels for the next observation of the site."""

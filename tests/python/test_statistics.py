@@ -534,6 +534,18 @@ def test_a_site_with_another_number_of_channels_is_refused_by_name():
     assert statistics["0"].num_channels == 4
 
 
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_what_the_site_refuses_is_not_counted(per):
+    model = nn.Sequential(LambdaGELU(3))
+    x = torch.randn(2, 3)
+    with observe(model, per=per) as statistics:
+        with pytest.raises(ValueError, match="0: its input has 4 channels in dimension 1, but it has 3 λ"):
+            model(torch.randn(2, 4))
+        assert counts(statistics) == {"0": 0}
+        model(x)
+    assert torch.equal(statistics["0"].counts, Histogram.of(x, channel_dim=1).counts)
+
+
 def test_bad_arguments_are_refused_and_nothing_is_observed(model):
     for options, error, message in [
         ({"per": "neuron"}, ValueError, 'per must be "layer" or "channel", got \'neuron\''),
