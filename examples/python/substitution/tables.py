@@ -79,8 +79,11 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def cell(task: str, runs: list[dict[str, Any]], get: Callable[[dict[str, Any]], float | None]) -> str:
+    """Over the seeds; a perplexity seed by seed, since the seeds of the GPT differ more than anything else."""
     values = [value for run in runs if (value := get(run)) is not None]
-    return spread(values, 3 if is_perplexity(task) else 2)
+    if is_perplexity(task):
+        return " / ".join(f"{value:.3f}" for value in values) or "–"
+    return spread(values, 2)
 
 
 # --- the networks -----------------------------------------------------------------------------------------------------
@@ -245,13 +248,18 @@ def best_checkpoints(records: Records) -> str:
             steps = [pick.get("step", settings["steps"]) / settings["steps"] for pick in picks]
             ser = [min(site["ser_db"] for site in pick["sites"].values()) for pick in picks]
             costs = [cost(task, pick["before"]["metric"], pick["swapped"]["metric"]) for pick in picks]
-            swapped = spread([pick["swapped"]["metric"] for pick in picks], 3 if is_perplexity(task) else 2)
+            swapped = cell(task, picks, lambda pick: pick["swapped"]["metric"])
             rows.append(
-                [TITLES[task], label, ", ".join(f"{100 * step:.0f} %" for step in steps)]
-                + [", ".join(f"{value:.0f}" for value in ser), swapped, f"{spread(costs, 2)} {_unit(task)}"]
+                [TITLES[task], label, _range([100 * step for step in steps], " %")]
+                + [_range(ser, ""), swapped, f"{spread(costs, 2)} {_unit(task)}"]
             )
-    header = ["task", "checkpoint", "part of the run, by seed", "lowest SER, dB, by seed", "as ReLU", "the swap costs"]
+    header = ["task", "checkpoint", "part of the run", "SER of its worst site, dB", "as ReLU", "the swap costs"]
     return table(header, rows) if rows else ""
+
+
+def _range(values: list[float], unit: str) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -264,7 +272,8 @@ def page(records: Records, figure: str | None = None) -> str:
         "Written by `examples/python/substitution/run.py report` from `benchmarks/results/substitution/`, one record "
         f"per run; `run.py run` makes them. {records.machines()}. Means ± standard deviations over "
         + ", ".join(f"{count} seeds ({TITLES[task]})" for task, count in seeds.items() if count)
-        + ". Accuracy in %, perplexity per byte.",
+        + ". Accuracy in %; perplexity per byte, seed 0 / 1 / 2. Above 0, a cost is worse: points of accuracy, "
+        "or % of the perplexity, each beside its own seed.",
         marks(records),
     ]
     if figure:
