@@ -104,11 +104,14 @@ class InspectionReport:
             f"{reached} of {counted(len(self.sites), 'site')} at {self.tolerance_db:g} dB or above",
             _table(self.sites, self.tolerance_db),
         ]
-        lines += [
-            f"{site.name}: its target is capped at λ = {self.cap:g}, where it reaches {site.target_ser_db:.1f} dB"
-            for site in self.sites
-            if site.target_max >= self.cap and site.target_ser_db < self.tolerance_db - _SHOWN_DB
-        ]
+        capped = f"capped at λ = {self.cap:g}"
+        for site in self.sites:
+            if site.target_max < self.cap:
+                continue
+            if site.target_ser_db < self.tolerance_db - _SHOWN_DB:
+                lines.append(f"{site.name}: its target is {capped}, where it reaches {site.target_ser_db:.1f} dB")
+            elif site.target_min < self.cap:
+                lines.append(f"{site.name}: some of its channels are {capped}")
         return "\n".join(lines)
 
 

@@ -124,6 +124,14 @@ def test_statistics_that_cannot_be_used_are_refused(model):
             inspect_sites(model, observed(model), **{name: 0.0})
 
 
+def test_channels_that_the_cap_keeps_from_the_tolerance_are_named_where_the_site_has_it(model):
+    x = X * torch.tensor([1.0, 1.0, 1.0, 0.05])
+    sites = nn.Sequential(LambdaGELU(4))
+    report = inspect_sites(sites, observed(sites, per="channel", x=x), per="channel", cap=20.0)
+    assert report.sites[0].target_ser_db > 29.95 and report.sites[0].target_min < 20
+    assert str(report).splitlines()[-1] == "0: some of its channels are capped at λ = 20"
+
+
 def test_the_report_is_written_as_json_and_csv(model, tmp_path):
     report = inspect_sites(model, observed(model))
     plain = json.loads(report.to_json(tmp_path / "report.json"))
