@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from ._calls import same_modes
+from ._calls import evaluating, same_modes
 from ._protocol_checks import (
     changeable_sites,
     check_calibration,
@@ -85,7 +85,7 @@ class Substitution:
             of steps. Default 0.05.
         every: only each `every`-th call of a site is observed, and at least one of `calibrate`. Default 4.
         calibration: runs calibration data through the model, ``calibration(model)``, instead of observing the training;
-            without gradient and on random numbers of its own. The bias correction needs it. Default None.
+            in eval mode, without gradient and on random numbers of its own. The bias correction needs it. Default None.
         tolerance_db, cap, per: see :func:`suggest_targets`. Default 30, 64 and ``"layer"``; ``"channel"`` needs λ per
             channel at every site.
         targets: chooses targets in place of :func:`suggest_targets`: ``targets(statistics)`` gives λ by site. Default
@@ -349,6 +349,8 @@ class Substitution:
         Raises:
             ValueError: as :meth:`validate`.
         """
+        if self.best is not None:
+            self.best.check(score)
         if self._report is None:
             self._report_metric(score.as_is)
             self._scores = {"before": score.as_is, "swapped": score.as_relu}
@@ -586,7 +588,12 @@ class Substitution:
 
     def _calibrated(self) -> Statistics:
         assert self._calibration is not None
-        with aside(self._model), torch.no_grad(), observe(self._model, per=self._per) as statistics:
+        with (
+            aside(self._model),
+            evaluating(self._model),
+            torch.no_grad(),
+            observe(self._model, per=self._per) as statistics,
+        ):
             self._calibration(self._model)
         return statistics
 

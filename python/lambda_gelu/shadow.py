@@ -184,9 +184,7 @@ class BestSubstituted:
         """
         as_relu = score.as_relu if isinstance(score, ShadowScore) else as_number(score)
         as_is = score.as_is if isinstance(score, ShadowScore) else None
-        if statistics is None and isinstance(score, ShadowScore):
-            statistics = score.statistics
-        ser = self._ser(statistics) if has_sites(self._model) else {}
+        ser = self.check(score, statistics)
         self.below = {name: value for name, value in ser.items() if not value >= self._tolerance[name] - self._slack}
         if self.below or not self._improves(as_relu):
             return False
@@ -197,6 +195,12 @@ class BestSubstituted:
             kept = {"hardness_keys": kept["hardness_keys"]}
         self._kept, self.best = kept, best
         return True
+
+    def check(self, score: ShadowScore | float | Tensor, statistics: Statistics | None = None) -> dict[str, float]:
+        """The SER in dB of every site, empty for a model without one; raises as :meth:`update`, and keeps nothing."""
+        if not has_sites(self._model):
+            return {}
+        return self._ser(score.statistics if statistics is None and isinstance(score, ShadowScore) else statistics)
 
     def load_(self) -> BestCheckpoint:
         """Puts the best checkpoint into the model.

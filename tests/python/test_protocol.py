@@ -17,6 +17,7 @@ from lambda_gelu import (
     HardnessScheduler,
     LambdaGELU,
     Settled,
+    ShadowScore,
     Substitution,
     Teacher,
     distillation_loss,
@@ -220,9 +221,19 @@ def test_hardening_from_the_first_step_needs_calibration_data():
         make(start=0.0)
     model, _, substitution = make(start=0.0, calibration=lambda model: model(X[0]))
     assert substitution.stage == "harden"
-    with observe(model) as statistics:
+    with observe(model.eval()) as statistics:
         model(X[0])
     assert substitution.scheduler.targets == suggest_targets(statistics, 30.0)
+
+
+def test_calibration_leaves_running_means_and_modes_alone():
+    model = make_model()
+    model.insert(1, nn.BatchNorm1d(8))
+    model[1].eval()
+    before = copy.deepcopy(model)
+    make(model, start=0, calibration=lambda model: model(X[0]))
+    assert torch.equal(model[1].running_mean, before[1].running_mean)
+    assert [module.training for module in model] == [module.training for module in before]
 
 
 # --- validation ------------------------------------------------------------------------------------------------------
@@ -776,6 +787,15 @@ def test_targets_of_ones_own_that_do_not_fit_are_refused_and_lambda_stays_learne
     with pytest.raises(error, match=words):
         substitution.step()
     assert substitution.stage == "learn" and not any(site.is_frozen for site in find_sites(model).values())
+    assert_same(substitution.state_dict(), state)
+
+
+def test_a_score_without_statistics_is_no_news_where_the_best_is_kept():
+    settled = Settled(patience=1, hardness_tolerance=0.5, metric_tolerance=0.5, latest=0.4)
+    _, _, substitution = make(start=settled, recover=2, keep_best=True, higher_is_better=False)
+    state = copy.deepcopy(substitution.state_dict())
+    with pytest.raises(ValueError, match="statistics are needed while the model has sites"):
+        substitution.record(ShadowScore(1.0, 1.0))
     assert_same(substitution.state_dict(), state)
 
 
