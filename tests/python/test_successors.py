@@ -259,6 +259,11 @@ class OwnLinear(nn.Linear):
         return F.linear(input.square(), self.weight, self.bias)
 
 
+class OwnConvolution(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input.square(), weight, bias)
+
+
 def plain(net, y, x):
     return net.behind(y)
 
@@ -332,6 +337,7 @@ REFUSED = {
         (3, 4),
         "square|pow at",
     ),
+    "a convolution of its own": (lambda: images(OwnConvolution(6, 4, 3)), IMAGE, "square|pow at"),
 }
 ONLY_A_RUN_SEES = {
     "in place": (lambda: Network(changes_in_place), (3, 4), "it goes to add_"),
