@@ -156,7 +156,7 @@ class SubstitutionCallback(_callbacks.TrainerCallback):
     Args:
         metric: which metric of every evaluation is recorded, as ``"eval_loss"``. Default ``"eval_loss"``. None: none.
         **options: of :class:`lambda_gelu.Substitution`, except `total_steps`. `evaluate` is called at the swap and at
-            the end; without it the report has the metric of the last evaluations.
+            the end; without it the report has the metric of the last evaluations, under its name.
 
     Attributes:
         substitution: the :class:`lambda_gelu.Substitution`, None before training begins.
@@ -181,6 +181,8 @@ class SubstitutionCallback(_callbacks.TrainerCallback):
             raise TypeError("total_steps is the Trainer's: give it max_steps or num_train_epochs")
         inspect.signature(Substitution).bind(None, total_steps=1, **options)
         self._metric = metric
+        if metric is not None and options.get("evaluate") is None:
+            options = {"metric_name": metric, **options}
         self._options = options
         self._is_resumed = False
         self.substitution: Substitution | None = None
