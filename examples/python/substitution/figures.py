@@ -100,7 +100,7 @@ def _prediction(axes: Axes, records: Records) -> None:
 
 def _stages(axes: Axes, records: Records) -> None:
     """The GPT by every way, beside the GELU checkpoint of the same seed: a marker for each seed."""
-    reference = [run["test"]["metric"] for run in records.of("gpt", "gelu")]
+    reference = {seed: run["test"]["metric"] for seed, run in records.by_seed("gpt", "gelu").items()}
     ways = (
         ("GELU, 10 % more steps", "gelu-continued", "recovered", BLUE),
         ("GELU → ReLU: swapped", "recovered", "swapped", ORANGE),
@@ -113,12 +113,12 @@ def _stages(axes: Axes, records: Records) -> None:
         ("    10 % more steps", "relu-continued", "recovered", GREEN),
     )
     for row, (_, arm, stage, colour) in enumerate(ways):
-        for index, (run, gelu) in enumerate(zip(records.of("gpt", arm), reference, strict=False)):
-            if stage in run:
-                value = 100 * (run[stage]["metric"] / gelu - 1)
-                axes.plot(value, row, "os^"[index % 3], color=colour, mec="black", mew=0.5, markersize=8, alpha=0.9)
-    for index in range(len(reference)):
-        axes.plot([], [], "os^"[index % 3], color="white", mec="black", label=f"seed {index}")
+        for seed, run in records.by_seed("gpt", arm).items():
+            if stage in run and seed in reference:
+                value = 100 * (run[stage]["metric"] / reference[seed] - 1)
+                axes.plot(value, row, "os^"[seed % 3], color=colour, mec="black", mew=0.5, markersize=8, alpha=0.9)
+    for seed in reference:
+        axes.plot([], [], "os^"[seed % 3], color="white", mec="black", label=f"seed {seed}")
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(ways)), [way[0] for way in ways], fontsize=8)
     for tick, way in zip(axes.get_yticklabels(), ways, strict=True):

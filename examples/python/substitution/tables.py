@@ -34,8 +34,11 @@ class Records:
 
     def of(self, task: str, arm: str) -> list[dict[str, Any]]:
         """The figures of every seed, in their order."""
+        return list(self.by_seed(task, arm).values())
+
+    def by_seed(self, task: str, arm: str) -> dict[int, dict[str, Any]]:
         runs = sorted(self._found.get((task, arm), []), key=lambda record: record["seed"])
-        return [record["figures"] for record in runs]
+        return {record["seed"]: record["figures"] for record in runs}
 
     def arms(self, task: str) -> list[str]:
         return [arm for name, arm in self._found if name == task]
@@ -172,7 +175,7 @@ def _reached(records: Records, task: str, key: str) -> str:
     if not found:
         return "–"
     below, above = sum(value < 29.5 for value in found), sum(value > 30.5 for value in found)
-    text = f"{min(found):.2f} to {max(found):.2f}: "
+    text = f"{min(found):.3f} to {max(found):.3f}: "
     if below:
         return f"{text}**{below} of {len(found)} sites below**"
     return text + (f"none below, {above} of {len(found)} sites above" if above else "yes")
@@ -195,9 +198,11 @@ def _cost_mark(
 
 
 def _beside(records: Records, task: str, arm: str, other: str, stage: str = "recovered") -> str:
-    """What the network of an arm costs beside another's, seed by seed."""
-    pairs = zip(records.of(task, arm), records.of(task, other), strict=False)
-    costs = [cost(task, b[stage]["metric"], a["recovered"]["metric"]) for a, b in pairs if "recovered" in a]
+    """What the network of an arm costs beside another's of the same seed."""
+    ours, others = records.by_seed(task, arm), records.by_seed(task, other)
+    costs = [
+        cost(task, others[seed][stage]["metric"], ours[seed]["recovered"]["metric"]) for seed in ours if seed in others
+    ]
     return f"{spread(costs, 2)} {_unit(task)}" if costs else "–"
 
 

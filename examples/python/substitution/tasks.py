@@ -239,8 +239,8 @@ def _gpt(folder: Path) -> Task:
 def _gpt_repeated(folder: Path) -> Task:
     """The GPT on so little text that it overfits, as the paper's GPT-2 does on WikiText-2."""
     task = _gpt(folder)
-    splits = task.splits | {"train": _head(task.splits["train"], 1024)}
-    return replace(task, name="gpt-repeated", title="128 KiB of WikiText-2 in bytes, GPT 4 × 128", splits=splits)
+    splits = task.splits | {"train": _head(task.splits["train"], 256)}
+    return replace(task, name="gpt-repeated", title="32 KiB of WikiText-2 in bytes, GPT 4 × 128", splits=splits)
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
