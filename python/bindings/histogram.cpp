@@ -109,6 +109,19 @@ void bind_targets(py::module_& m) {
       .def_readonly("share", &BudgetTargets::share, "the cost of every site that is neither at its floor nor capped")
       .def_readonly("total", &BudgetTargets::total, "of the costs; above the budget only where sites are capped");
   m.def(
+      "tolerance_target",
+      [](const Histogram& site, double decibels, double cap) {
+        const auto target = lambda_gelu::tolerance_target(site, decibels, cap);
+        return std::pair(target.hardness, target.capped);
+      },
+      "site"_a, "decibels"_a, "cap"_a, R"doc(
+tolerance_target(site, decibels, cap) -> tuple[float, bool]
+
+The smallest lambda, at most cap, with an SER of at least `decibels` (1 where every lambda has it), and whether the cap
+does not reach that. A histogram without a positive value gets the cap, unless its error vanishes at 1 already.
+
+Raises ValueError unless decibels is finite and cap is finite and positive, and as Histogram does.)doc");
+  m.def(
       "budget_targets",
       [](const Channels& sites, const Values& weights, double budget, const Values& floors, double cap) {
         return lambda_gelu::budget_targets(sites, weights, budget, floors, cap);
@@ -116,7 +129,7 @@ void bind_targets(py::module_& m) {
       "sites"_a, "weights"_a, "budget"_a, "floors"_a, "cap"_a, R"doc(
 budget_targets(sites, weights, budget, floors, cap) -> BudgetTargets
 
-The least hardening (the smallest sum of ln lambda) whose predicted cost, the sum of weight times expected gap over the
+About the least hardening (the smallest sum of ln lambda) whose predicted cost, the sum of weight times expected gap over the
 sites, is at most budget. sites: one histogram for each site. floors: the lambda that every site has and keeps at least.
 A negative weight counts as zero.
 

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from . import _C
 from ._checks import check_finite, check_positive
-from .histogram import Histogram
 from .site_costs import SiteWeight, site_weights
 from .statistics import Statistics, check_per
 
 __all__ = ["HardnessCapWarning", "SiteWeight", "budget_targets", "site_weights", "suggest_targets"]
-
-_LEAST_HARDNESS = 1e-6  # below it no λ is looked for
 
 
 class HardnessCapWarning(UserWarning):
@@ -70,13 +67,13 @@ def suggest_targets_by_site(
     for name, histogram in statistics.items():
         by_channel = per[name] == "channel"
         parts = histogram.channels if by_channel else (histogram,)
-        values = [_target_from_ser(part, tolerance_db, cap) for part in parts]
-        missed = [part.ser_db(cap) for part, value in zip(parts, values, strict=True) if value is None]
+        found = [_C.tolerance_target(part._merged, tolerance_db, cap) for part in parts]
+        missed = [part.ser_db(cap) for part, (_, is_capped) in zip(parts, found, strict=True) if is_capped]
         if missed:
             channels = f"{len(missed)} of {len(parts)} channels, " if by_channel else ""
             capped.append(f"{name} ({channels}{min(missed):.1f} dB)")
-        kept = [float(cap) if value is None else value for value in values]
-        targets[name] = kept if by_channel else kept[0]
+        values = [value for value, _ in found]
+        targets[name] = values if by_channel else values[0]
     if capped:
         warnings.warn(
             f"{tolerance_db:g} dB would need a hardness above the cap of {cap:g}, where these sites stay below: "
@@ -144,18 +141,6 @@ def budget_targets(
             stacklevel=2,
         )
     return dict(zip(names, found.hardness, strict=True))
-
-
-def _target_from_ser(histogram: Histogram, decibels: float, cap: float) -> float | None:
-    """None: the cap does not reach it."""
-    if histogram.ser_db(cap) < decibels:
-        return None
-    any_will_do = min(1.0, cap)
-    if histogram.expected_sq_relu == 0:  # no signal: the SER is ∞ where the error is too small for a double, or −∞
-        return any_will_do if histogram.ser_db(any_will_do) >= decibels else float(cap)
-    if histogram.ser_db(_LEAST_HARDNESS) >= decibels:
-        return any_will_do
-    return histogram.target_from_ser(decibels)
 
 
 def check_statistics(statistics: Statistics) -> None:

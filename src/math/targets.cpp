@@ -44,6 +44,16 @@ double equal_share(const std::vector<Range>& ranges, double budget) {
 
 }  // namespace
 
+ToleranceTarget tolerance_target(const Histogram& site, double decibels, double cap) {
+  checks::finite("decibels", decibels);
+  checks::finite_positive("cap", cap);
+  if (site.ser_db(cap) < decibels) return {cap, true};
+  const double any_will_do = std::min(1.0, cap);
+  if (site.sq_sum_relu() == 0) return {site.ser_db(any_will_do) >= decibels ? any_will_do : cap, false};
+  if (site.ser_db(kSmallestHardness) >= decibels) return {any_will_do, false};
+  return {std::min(cap, site.target_from_ser(decibels)), false};
+}
+
 BudgetTargets budget_targets(std::span<const Histogram> sites, std::span<const double> weights, double budget,
                              std::span<const double> floors, double cap) {
   if (sites.empty()) throw std::invalid_argument("sites must hold at least one histogram, got none");

@@ -1,3 +1,4 @@
+#include <lambda_gelu/math/targets.h>
 #include <lambda_gelu/nn/targets.h>
 
 #include <algorithm>
@@ -11,11 +12,6 @@ namespace {
 
 void check_positive(const char* name, double value) {
   TORCH_CHECK_VALUE(std::isfinite(value) && value > 0, name, " must be finite and positive, got ", value);
-}
-
-double target_of(const Histogram& histogram, double decibels, double cap) {
-  if (histogram.sq_sum() == 0) return std::min(1.0, cap);  // nothing but 0 came: any lambda does
-  return histogram.ser_db(cap) < decibels ? cap : std::min(cap, histogram.target_from_ser(decibels));
 }
 
 }  // namespace
@@ -37,9 +33,10 @@ SuggestedTargets suggest_targets(const ActivationStatistics& statistics, double 
         continue;
       }
       with_value_errors([&] {
-        values.push_back(target_of(part, tolerance_db, cap));
+        const auto target = tolerance_target(part, tolerance_db, cap);
+        values.push_back(target.hardness);
+        if (!target.capped) return;
         const double reached = part.ser_db(cap);
-        if (reached >= tolerance_db) return;
         capped.ser_db = capped.channels == 0 ? reached : std::min(capped.ser_db, reached);
         ++capped.channels;
       });

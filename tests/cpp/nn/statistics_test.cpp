@@ -227,6 +227,7 @@ TEST(SuggestTargets, ReportsWhatTheCapDoesNotReach) {
   const ActivationStatistics statistics({{"a", {histogram_of(1e-3 * at::randn({999}))}},
                                          {"b", {histogram_of(at::randn({999}))}},
                                          {"dead", {histogram_of(-at::rand({99}))}},
+                                         {"far", {histogram_of(-1e3 - at::rand({99}))}},
                                          {"zero", {histogram_of(at::zeros({9}))}}});
   const auto suggested = suggest_targets(statistics, 30, 20);
   ASSERT_EQ(suggested.capped.size(), 2);
@@ -237,6 +238,11 @@ TEST(SuggestTargets, ReportsWhatTheCapDoesNotReach) {
   EXPECT_EQ(suggested.targets.at("a").values, std::vector<double>{20});
   EXPECT_LT(suggested.targets.at("b").values[0], 20);
   EXPECT_EQ(suggested.targets.at("zero").values, std::vector<double>{1});
+  // Without a signal nothing is to be kept, and the error vanishes at 1 already.
+  EXPECT_EQ(suggested.targets.at("far").values, std::vector<double>{1});
+  // What every lambda keeps asks for none.
+  const ActivationStatistics positive({{"up", {histogram_of(10 + at::rand({99}))}}});
+  EXPECT_EQ(suggest_targets(positive, 5).targets.at("up").values, std::vector<double>{1});
 }
 
 TEST(SuggestTargets, RefusesWhatHasNoMeaning) {
