@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._calls import first_argument
+from ._calls import first_argument, uncompiled
 from ._dtypes import precise_dtype, widest_dtype
 from ._scores import aside
 from .modules import LambdaGELU
@@ -119,7 +119,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; its modes, its buffers and torch's random numbers are put back afterwards."""
     # Outside of inference mode nothing can write to a tensor that was made in it.
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
-    with torch.inference_mode(False), aside(model):
+    with torch.inference_mode(False), aside(model), uncompiled():
         model.eval()
         try:
             yield
