@@ -251,3 +251,10 @@ def test_an_arm_without_its_checkpoint_and_a_task_without_its_data_are_refused_b
     assert process.returncode == 1 and "gpt: " in process.stderr and "train.txt.xz is missing" in process.stderr
     process = run("report", "--results", tmp_path / "results")
     assert process.returncode == 1 and "holds no records" in process.stderr
+
+
+def test_the_page_shows_what_the_records_hold():
+    page = (ROOT / "docs" / "substitution.md").read_text(encoding="utf-8")
+    found = tables.Records(records.read(ROOT / "benchmarks" / "results" / "substitution"))
+    written = tables.page(found, "substitution/experiments.png")
+    assert f"{tables.BEGIN}\n\n{written}\n\n{tables.END}" in page
