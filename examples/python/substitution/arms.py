@@ -228,7 +228,7 @@ class Protocol:
             scheduler = substitution.scheduler
             was_hardening = scheduler is not None and scheduler.phase == "harden"
             substitution.step()
-            if scheduler is not None and was_hardening and scheduler.phase == "done":
+            if scheduler is not None and was_hardening and scheduler.phase == "done" and has_sites(network):
                 figures["hardened_step"] = done
                 figures["hardened_sites"] = training.measured(task, network)
             if done % task.score_every == 0:
