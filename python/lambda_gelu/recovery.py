@@ -95,13 +95,15 @@ def distillation_loss(
         raise TypeError(f"mask must be boolean, got {mask.dtype}")
     if mask is not None and mask.shape != student_logits.shape[:-1]:
         raise ValueError(f"mask must have shape {tuple(student_logits.shape[:-1])}, got {tuple(mask.shape)}")
+    if mask is not None:  # first of all: NaN at a position that does not count would make its gradient NaN
+        student_logits, teacher_logits = (torch.where(mask[..., None], x, 0) for x in (student_logits, teacher_logits))
     dtype = torch.promote_types(student_logits.dtype, torch.float32)
     student = F.log_softmax(student_logits.to(dtype) / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().to(dtype) / temperature, dim=-1)
     each = F.kl_div(student, teacher, reduction="none", log_target=True)
     divergence = torch.where(teacher.isneginf(), 0, each).sum(-1)  # 0 ln 0 = 0
     if mask is not None:
-        return torch.where(mask, divergence, 0).sum() / mask.sum().clamp(min=1) * temperature**2
+        return divergence.sum() / mask.sum().clamp(min=1) * temperature**2
     return divergence.mean() * temperature**2
 
 

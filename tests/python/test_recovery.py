@@ -138,6 +138,16 @@ def test_the_distillation_loss_is_the_divergence_of_the_student_from_the_teacher
     assert distillation_loss(student, teacher, mask=torch.zeros(3, 5, dtype=torch.bool)).item() == 0.0
 
 
+def test_what_is_masked_has_no_gradient_whatever_it_is():
+    student = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    broken = torch.where(mask[..., None], student, math.nan)
+    distillation_loss(broken, broken.detach() * 2, mask=mask).backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad[~mask] == 0).all()
+    assert (student.grad[mask] != 0).any()
+
+
 def test_a_class_that_the_teacher_excludes_adds_nothing():
     student, teacher = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
     expected = distillation_loss(student, torch.cat([teacher[:, :3], torch.full((5, 1), -1e9)], 1), 2.0)
