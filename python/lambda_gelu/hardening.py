@@ -106,7 +106,7 @@ class HardnessScheduler:
         self._latest = _step_of(name, latest, end, total_steps)  # of a fixed start: the onset itself
         self._end = end if isinstance(end, Remaining) else float(end)
         _C.scheduled_hardness(schedule, [], 1.0, 0.0)  # refuses an unknown name
-        targets = _targets(self._sites, _C.target_from_gate_gap(0.1) if target is None else target)
+        targets = resolved_targets(self._sites, _C.target_from_gate_gap(0.1) if target is None else target)
         self._plan: dict[str, Any] = {
             "total_steps": total_steps,
             "start": asdict(start) if isinstance(start, Settled) else start if isinstance(start, int) else float(start),
@@ -202,7 +202,7 @@ class HardnessScheduler:
             ValueError, TypeError: as at construction; nothing is changed.
         """
         state = self._state
-        targets = _targets(self._sites, target)
+        targets = resolved_targets(self._sites, target)
         path = dict(state.path)
         if self._phase(state) != "learn":
             tick, _ = self._ticks(state)
@@ -298,7 +298,7 @@ class HardnessScheduler:
         settling = dict(given.get("settling", {}))
         settling["hardness"] = _filled(settling.get("hardness", {}))
         state = _State(
-            targets=_targets(self._sites, given.get("present_targets", given["targets"])),
+            targets=resolved_targets(self._sites, given.get("present_targets", given["targets"])),
             onset=given.get("onset", None if self._settled else self._latest),
             step=step,
             learned=_filled(given["learned_hardness"]),
@@ -459,7 +459,10 @@ def _step_of(name: str, when: float | int, end: float | Remaining, total_steps: 
     return _C.HardeningWindow(total_steps, when, 1.0 if isinstance(end, Remaining) else end).first_step
 
 
-def _targets(sites: Mapping[str, LambdaGELU], target: float | Mapping[str, Target]) -> dict[str, float | list[float]]:
+def resolved_targets(
+    sites: Mapping[str, LambdaGELU], target: float | Mapping[str, Target]
+) -> dict[str, float | list[float]]:
+    """What a scheduler is given as `target`, checked, by site: a float, or a list with a λ for each channel."""
     if isinstance(target, Mapping):
         unknown = [str(name) for name in target if name not in sites]
         missing = [name for name in sites if name not in target]

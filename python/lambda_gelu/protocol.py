@@ -30,12 +30,12 @@ from ._protocol_checks import (
 )
 from ._scores import as_number, aside
 from ._windows import Windows
-from .hardening import HardnessScheduler, _targets
+from .hardening import HardnessScheduler, resolved_targets
 from .pacing import AllowedLoss, Remaining, Settled
 from .recovery import ActivationL1, Distillation, Teacher, distillation_loss, drop_parameters_, in_backward
 from .report import SubstitutionReport
-from .shadow import BestSubstituted, ShadowScore, has_sites, shadow_evaluate
-from .sites import find_sites, reshard, unwrapped
+from .shadow import BestSubstituted, ShadowScore, shadow_evaluate
+from .sites import find_sites, has_sites, reshard, unwrapped
 from .statistics import Statistics, observe
 from .substitution import to_relu_
 from .targets import HardnessCapWarning, SiteWeight, suggest_targets
@@ -552,7 +552,7 @@ class Substitution:
         statistics = _over_ranks(statistics, self._group)
         statistics.require_complete("targets")
         if self._suggest is not None:
-            targets = _targets(find_sites(self._model), self._suggest(statistics))
+            targets = resolved_targets(find_sites(self._model), self._suggest(statistics))
         else:
             with warnings.catch_warnings():
                 if self._is_hardening():  # the cap was warned of at the onset

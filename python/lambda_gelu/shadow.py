@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._checks import check_finite, check_positive
 from ._scores import as_number, cuda_devices
 from .modules import LambdaGELU
-from .sites import find_sites, unwrapped
+from .sites import find_sites, has_sites, unwrapped
 from .statistics import Statistics, observe
 from .substitution import relu_substituted
 
@@ -291,10 +291,6 @@ class BestSubstituted:
                 f"tolerance_db must name every site once: unknown {unknown}, missing {missing}; "
                 f"the sites are {list(self._sites)}"
             )
-
-
-def has_sites(model: nn.Module) -> bool:
-    return any(isinstance(module, LambdaGELU) for module in model.modules())
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:

@@ -93,6 +93,11 @@ def replaceable_sites(model: nn.Module, instead: str, advice: str) -> dict[str, 
     return {name: [slot for slot in slots if slot.module is site] for name, site in sites.items()}
 
 
+def has_sites(model: nn.Module) -> bool:
+    """Whether a site is left."""
+    return any(isinstance(module, LambdaGELU) for module in model.modules())
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """What is inside DataParallel, DistributedDataParallel and torch.compile, nested in any order."""
     while True:

@@ -309,7 +309,8 @@ def observe(
             name, as of the layer that comes next; None by name: that site as a whole. Default None, and for sites that
             are not named: the site's own ``channel_dim``.
         every: only the first call of a site and each `every`-th after it, which costs that much less of a training.
-            Default 1: all.
+            Default 1: all. Where a step calls the model several times, on data of several kinds, choose one without a
+            common divisor with that number, or some kinds are never counted.
 
     Yields:
         Statistics: of all sites; to be looked at within the context and afterwards.

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..modules import LambdaGELU
-from ..sites import find_sites
+from ..sites import find_sites, has_sites
 from ..statistics import observe
 
 
@@ -19,7 +18,7 @@ def hardness_metrics(model: nn.Module) -> dict[str, float]:
 
     Empty where there is no site, as after :func:`lambda_gelu.to_relu_`.
     """
-    if not any(isinstance(module, LambdaGELU) for module in model.modules()):
+    if not has_sites(model):
         return {}
     values = {name: site.hardness.tolist() for name, site in find_sites(model).items()}
     every = [value for site in values.values() for value in site]

@@ -26,7 +26,7 @@ from .. import (
     param_groups,
     relu_substituted,
 )
-from ..shadow import has_sites
+from ..sites import has_sites
 from ._metrics import hardness_metrics
 from ._plan import as_json, checked_plan
 from ._require import require
