@@ -8,6 +8,7 @@ device is the default device while the test runs, so that its body needs no word
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import pytest
 import torch
@@ -40,6 +41,18 @@ def pytest_collection_modifyitems(config, items):
 
     config.hook.pytest_deselected(items=[item for item in items if not runs(item)])
     items[:] = [item for item in items if runs(item)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiler_forgets():
+    """Every file starts with a compiler that has compiled nothing.
+
+    Past its limit of recompilations it leaves a function alone for good, and models share theirs: that of
+    nn.Sequential.
+    """
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture
