@@ -242,7 +242,7 @@ def _logarithmic(axes: Axes) -> None:
     axes.autoscale_view()
     low, high = axes.get_xlim()
     fractions = (1.0,) if high / low > 12 else (1.0, 1.5) if high / low > 3 else (1.0, 1.25, 1.5, 1.75)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=fractions, numticks=12))
+    axes.xaxis.set_major_locator(LogLocator(base=2, subs=fractions, numticks=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 
