@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from . import _C
-from ._checks import check_int, check_positive
+from ._checks import check_choice, check_int, check_positive
 from .modules import LambdaGELU
 from .pacing import Settled
 from .recovery import Distillation
 from .sites import replaceable_sites, reshard, unwrapped
-from .substitution import check_max_loss, refuse_substituted
+from .substitution import CORRECTIONS, check_max_loss, refuse_substituted
 
 
 def changeable_sites(model: nn.Module) -> dict[str, LambdaGELU]:
@@ -74,16 +74,14 @@ def check_targets(sites: Mapping[str, LambdaGELU], *, tolerance_db: float, cap: 
         check_positive(name, value)
     if harden > 1:
         raise ValueError(f"harden must be above 0 and at most 1, got {harden}")
-    if per not in ("layer", "channel"):
-        raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+    check_choice("per", per, ("layer", "channel"))
     single = [name for name, site in sites.items() if site.num_parameters == 1]
     if per == "channel" and single:
         raise ValueError(f"per='channel' needs λ per channel at every site, and there is one λ at {', '.join(single)}")
 
 
 def check_swap(*, correction: str, max_loss: float | None) -> None:
-    if correction not in ("none", "bias"):
-        raise ValueError(f"correction must be 'none' or 'bias', got {correction!r}")
+    check_choice("correction", correction, CORRECTIONS)
     check_max_loss(max_loss)
 
 

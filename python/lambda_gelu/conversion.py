@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ._calls import FunctionalCall, FunctionalGELU, ModuleCall, first_argument, record_calls
+from ._checks import check_choice
 from ._dtypes import precise_dtype
 from ._gelu_classes import distance_from_gelu, is_candidate, looks_like_gelu
 from ._table import as_lists, format_table
@@ -152,8 +153,7 @@ def convert_(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if per not in ("layer", "channel"):
-        raise ValueError(f"per must be 'layer' or 'channel', got {per!r}")
+    check_choice("per", per, ("layer", "channel"))
     if isinstance(init_hardness, bool) or not isinstance(init_hardness, (int, float)):
         raise TypeError(f"init_hardness must be a float, got {type(init_hardness).__name__}")
     if per == "channel" and example_inputs is None:

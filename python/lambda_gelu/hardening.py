@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _C
-from ._checks import check_int
+from ._checks import check_int, check_names, checked_number
 from .modules import LambdaGELU
 from .pacing import AllowedLoss, Pace, Remaining, Settled, Settling, paced_by_loss, paced_by_step, settled_further
 from .sites import find_sites, reshard, unwrapped, warn_of_separate_hardness
@@ -464,12 +464,7 @@ def resolved_targets(
 ) -> dict[str, float | list[float]]:
     """What a scheduler is given as `target`, checked, by site: a float, or a list with a λ for each channel."""
     if isinstance(target, Mapping):
-        unknown = [str(name) for name in target if name not in sites]
-        missing = [name for name in sites if name not in target]
-        if unknown or missing:
-            raise ValueError(
-                f"target must name every site once: unknown {unknown}, missing {missing}; the sites are {list(sites)}"
-            )
+        check_names("target", target, sites)
         given: Mapping[str, Target] = target
     elif hasattr(target, "__len__") and not isinstance(target, (str, bytes)):
         raise TypeError(f"target must be a float or a mapping from site names, got {type(target).__name__}")
@@ -486,8 +481,7 @@ def _target(name: str, site: LambdaGELU, target: Any) -> float | list[float]:
         raise ValueError(f"target of {name!r} must have 1 or {site.num_parameters} values, got {len(values)}")
     dtype = site.hardness_override.dtype
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise TypeError(f"target of {name!r} must be a float, got {type(value).__name__}")
+        checked_number(f"target of {name!r}", value)
         if not torch.finfo(dtype).tiny <= value <= torch.finfo(dtype).max:
             raise ValueError(f"target of {name!r} must be finite and positive in {dtype}, got {value}")
     return float(values[0]) if len(values) == 1 else [float(value) for value in values]

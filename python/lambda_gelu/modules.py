@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _C
+from ._checks import check_int
 from ._dtypes import PRECISE, precise_dtype, widest_dtype
 from .compiler import is_exporting
 from .compiler import prepare as _prepare_compiler
@@ -90,10 +91,10 @@ class LambdaGELU(nn.Module):
             dtype = precise_dtype(torch.get_default_dtype())
         if dtype not in _DTYPES:
             raise TypeError(f"dtype must be float32, float64, bfloat16 or float16, got {dtype}")
-        self.num_parameters = _checked_int("num_parameters", num_parameters)
-        if self.num_parameters < 1:
-            raise ValueError(f"num_parameters must be at least 1, got {num_parameters}")
-        self.channel_dim = _checked_int("channel_dim", channel_dim)
+        check_int("num_parameters", num_parameters, 1)
+        check_int("channel_dim", channel_dim)
+        self.num_parameters = num_parameters
+        self.channel_dim = channel_dim
         self._temperature = _checked_temperature(temperature)
         self._init_hardness = None if init_hardness is None else self._checked(init_hardness).clone()
         self._frozen = False
@@ -492,12 +493,6 @@ def _described(value: Any) -> str:
 
 def _is_override(values: Tensor) -> bool:
     return bool(values.isnan().all() or (values.isfinite() & (values > 0)).all())
-
-
-def _checked_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    return value
 
 
 def _checked_temperature(value: float) -> float:

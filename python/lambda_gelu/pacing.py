@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from ._checks import check_finite, check_int, check_positive
+from ._checks import check_choice, check_finite, check_int, check_positive
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class AllowedLoss:
         check_finite("waiting", self.waiting)
         if not 0 < self.waiting < 1:
             raise ValueError(f"waiting must satisfy 0 < waiting < 1, got {self.waiting}")
-        if self.reference not in ("lowest", "last"):
-            raise ValueError(f"reference must be 'lowest' or 'last', got {self.reference!r}")
+        check_choice("reference", self.reference, ("lowest", "last"))
 
 
 @dataclass(frozen=True)

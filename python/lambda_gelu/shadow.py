@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_finite, check_positive
+from ._checks import check_finite, check_names, check_positive
 from ._scores import as_number, cuda_devices
 from .modules import LambdaGELU
 from .sites import find_sites, has_sites, unwrapped
@@ -159,7 +159,7 @@ class BestSubstituted:
         Raises:
             ValueError: for a name that is no site, a site without a tolerance, and for NaN; nothing is changed.
         """
-        self._check_names(tolerance_db)
+        check_names("tolerance_db", tolerance_db, self._sites)
         wrong = [name for name, value in tolerance_db.items() if math.isnan(value)]
         if wrong:
             raise ValueError(f"tolerance_db must be a number, got nan at {', '.join(wrong)}")
@@ -280,17 +280,8 @@ class BestSubstituted:
     def _checked_tolerance(self, tolerance: float | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(tolerance, Mapping):
             return dict.fromkeys(self._sites, _checked_tolerance_db("tolerance_db", tolerance))
-        self._check_names(tolerance)
+        check_names("tolerance_db", tolerance, self._sites)
         return {name: _checked_tolerance_db(f"tolerance_db of {name!r}", tolerance[name]) for name in self._sites}
-
-    def _check_names(self, tolerance: Mapping[str, float]) -> None:
-        unknown = [name for name in tolerance if name not in self._sites]
-        missing = [name for name in self._sites if name not in tolerance]
-        if unknown or missing:
-            raise ValueError(
-                f"tolerance_db must name every site once: unknown {unknown}, missing {missing}; "
-                f"the sites are {list(self._sites)}"
-            )
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import _C
 from ._calls import evaluating, uncompiled
-from ._checks import check_finite
+from ._checks import check_choice, check_finite
 from ._measured import measured_ser
 from ._scores import Metric, aside
 from ._trial import Trial
@@ -23,7 +23,7 @@ from .sites import Slot, find_sites, refuse_spread, replaceable_sites, unwrapped
 from .statistics import Statistics, observe
 from .successors import NoSuccessor, Successor, find_successors
 
-_CORRECTIONS = ("none", "bias")
+CORRECTIONS = ("none", "bias")
 _ORDERS = ("model", "harm")
 
 
@@ -101,10 +101,10 @@ def to_relu_(
     )
     all_sites = {name: slots[0].module for name, slots in places.items()}
     chosen = _chosen(all_sites, sites)
-    _check_choice("correction", correction, _CORRECTIONS)
+    check_choice("correction", correction, CORRECTIONS)
     check_max_loss(max_loss)
     order = ("harm" if max_loss is not None else "model") if order is None else order
-    _check_choice("order", order, _ORDERS)
+    check_choice("order", order, _ORDERS)
     _check_together(
         correction=correction,
         statistics=statistics,
@@ -175,11 +175,6 @@ def _refuse_unknown(argument: str, names: Iterable[str], all_sites: Mapping[str,
     unknown = [str(name) for name in names if name not in all_sites]
     if unknown:
         raise ValueError(f"{argument} names {', '.join(unknown)}, but the sites are {', '.join(all_sites)}")
-
-
-def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{argument} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_max_loss(max_loss: float | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from . import _C
-from ._checks import check_finite, check_positive
+from ._checks import check_finite, check_names, check_positive
 from .site_costs import SiteWeight, site_weights
 from .statistics import Statistics, check_per
 
@@ -152,12 +152,7 @@ def check_statistics(statistics: Statistics) -> None:
 def _for_all(what: str, values: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
     if not isinstance(values, Mapping):
         raise TypeError(f"{what} must be a mapping by site name, got {type(values).__name__}")
-    unknown = [str(name) for name in values if name not in names]
-    missing = [name for name in names if name not in values]
-    if unknown or missing:
-        raise ValueError(
-            f"{what} must name every site once: unknown {unknown}, missing {missing}; the sites are {names}"
-        )
+    check_names(what, values, names)
     return {name: values[name] for name in names}
 
 

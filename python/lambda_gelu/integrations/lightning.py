@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import AllowedLoss, HardnessScheduler, LambdaGELU, Remaining, Settled, Substitution
+from .._checks import check_choice
 from ._metrics import hardness_metrics
 from ._plan import checked_plan
 from ._require import require
@@ -64,8 +65,7 @@ class HardnessCallback(_pytorch.Callback):
         metric: str | None = None,
         log: bool = True,
     ) -> None:
-        if interval not in ("step", "epoch"):
-            raise ValueError(f"interval must be 'step' or 'epoch', got {interval!r}")
+        check_choice("interval", interval, ("step", "epoch"))
         self._interval = interval
         self._metric = metric
         self._plan = checked_plan(metric, start=start, target=target, schedule=schedule, end=end, rate=rate)
