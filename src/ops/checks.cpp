@@ -40,11 +40,8 @@ void check_hardness_size(const at::Tensor& hardness, const at::Tensor& input, in
   const auto count = hardness.sym_size(0);
   if (TORCH_GUARD_OR_FALSE(count.sym_eq(1))) return;
 
-  const auto ndim = input.dim();
-  TORCH_CHECK_VALUE(ndim > 0, "hardness must have 1 element for an input without dimensions, got ", count);
-  TORCH_CHECK_VALUE(channel_dim >= -ndim && channel_dim < ndim, "channel_dim must be in [", -ndim, ", ", ndim - 1,
-                    "] for an input of shape ", input.sym_sizes(), ", got ", channel_dim);
-  const auto dim = wrap_channel_dim(channel_dim, ndim);
+  TORCH_CHECK_VALUE(input.dim() > 0, "hardness must have 1 element for an input without dimensions, got ", count);
+  const auto dim = checked_channel_dim(channel_dim, input);
   const auto channels = input.sym_size(dim);
   const auto fits = count.sym_eq(channels).sym_or(count.sym_eq(1));
   if (const auto known = fits.maybe_as_bool()) {
@@ -80,6 +77,13 @@ void check_input(const at::Tensor& input) {
   check_dense(input, "input");
   TORCH_CHECK_TYPE(is_supported(input.scalar_type()), "input must be float32, float64, bfloat16 or float16, got ",
                    dtype_name(input.scalar_type()));
+}
+
+int64_t checked_channel_dim(int64_t channel_dim, const at::Tensor& input) {
+  const auto ndim = input.dim();
+  TORCH_CHECK_VALUE(channel_dim >= -ndim && channel_dim < ndim, "channel_dim must be in [", -ndim, ", ", ndim - 1,
+                    "] for an input of shape ", input.sym_sizes(), ", got ", channel_dim);
+  return wrap_channel_dim(channel_dim, ndim);
 }
 
 void check_accumulator(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t columns,

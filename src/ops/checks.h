@@ -15,6 +15,9 @@ void check_input(const at::Tensor& input);
 void check_accumulator(const at::Tensor& tensor, const char* name, at::ScalarType dtype, int64_t columns,
                        const at::Tensor& input);
 
+/// channel_dim in [0, input.dim()). Throws where it is none of input's.
+int64_t checked_channel_dim(int64_t channel_dim, const at::Tensor& input);
+
 /// Sizes may be symbolic: a check that depends on an unknown size becomes a run-time assertion of the compiled graph.
 void check_forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
                    std::optional<double> temperature);

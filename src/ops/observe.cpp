@@ -1,5 +1,4 @@
 // The operator that collects statistics of pre-activations: schema, checks, CPU, composite and Meta kernels.
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
@@ -15,6 +14,7 @@
 
 #include "kernels/cpu/observe.h"
 #include "ops/checks.h"
+#include "ops/cpu/run_units.h"
 #include "ops/layout.h"
 
 namespace lambda_gelu {
@@ -32,11 +32,8 @@ void check(const at::Tensor& input, const at::Tensor& counts, const at::Tensor& 
   TORCH_CHECK_VALUE(TORCH_GUARD_OR_TRUE(moments.sym_size(0).sym_eq(rows)), "moments must have as many rows as counts, ",
                     rows, ", got ", moments.sym_size(0));
   if (TORCH_GUARD_OR_FALSE(rows.sym_eq(1))) return;
-  const auto ndim = input.dim();
-  TORCH_CHECK_VALUE(ndim > 0, "counts must have 1 row for an input without dimensions, got ", rows);
-  TORCH_CHECK_VALUE(channel_dim >= -ndim && channel_dim < ndim, "channel_dim must be in [", -ndim, ", ", ndim - 1,
-                    "] for an input of shape ", input.sym_sizes(), ", got ", channel_dim);
-  const auto dim = wrap_channel_dim(channel_dim, ndim);
+  TORCH_CHECK_VALUE(input.dim() > 0, "counts must have 1 row for an input without dimensions, got ", rows);
+  const auto dim = checked_channel_dim(channel_dim, input);
   TORCH_CHECK_VALUE(TORCH_GUARD_OR_TRUE(input.sym_size(dim).sym_eq(rows)), "counts must have 1 or ",
                     input.sym_size(dim), " rows (input.size(", dim, ")), got ", rows);
 }
@@ -44,9 +41,6 @@ void check(const at::Tensor& input, const at::Tensor& counts, const at::Tensor& 
 void observe_meta(const at::Tensor& input, const at::Tensor& counts, const at::Tensor& moments, int64_t channel_dim) {
   check(input, counts, moments, channel_dim);
 }
-
-// As in the lambda-GELU kernels: below it, waking a thread costs more than it saves.
-constexpr int64_t kElementsPerThread = 32768;
 
 void observe_cpu(const at::Tensor& input, const at::Tensor& counts, const at::Tensor& moments, int64_t channel_dim) {
   check(input, counts, moments, channel_dim);
@@ -56,13 +50,7 @@ void observe_cpu(const at::Tensor& input, const at::Tensor& counts, const at::Te
   kernels::Observation kernel(kernel_dtype(x.scalar_type()),
                               make_geometry(x, memory_order(x), counts.size(0), channel_dim), x.const_data_ptr(),
                               counts.mutable_data_ptr<int64_t>(), moments.mutable_data_ptr<double>());
-  const auto units = kernel.units();
-  const auto grain = std::max<int64_t>(1, units * kElementsPerThread / x.numel());
-  if (units <= grain) {
-    kernel.run(0, units);
-  } else {
-    at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernel.run(begin, end); });
-  }
+  cpu::run_units(kernel, x.numel());
   kernel.finish();
 }
 

@@ -1,16 +1,15 @@
 // The operators on the CPU: tensors in, kernels on every thread of the intra-op pool.
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "kernels/cpu/lambda_gelu.h"
 #include "ops/checks.h"
 #include "ops/cpu/hardness.h"
+#include "ops/cpu/run_units.h"
 #include "ops/layout.h"
 
 namespace lambda_gelu::cpu {
@@ -20,20 +19,6 @@ namespace {
 at::Tensor uninitialized_like(const at::Tensor& input) {
   if (!input.is_non_overlapping_and_dense()) return at::empty_like(input);
   return at::Tensor(at::detail::empty_strided_cpu(input.sizes(), input.strides(), input.scalar_type()));
-}
-
-// ATen's own at::internal::GRAIN_SIZE: below it, waking a thread costs more than it saves.
-constexpr int64_t kElementsPerThread = 32768;
-
-template <class Kernel>
-void run(Kernel& kernel, int64_t elements) {
-  const auto units = kernel.units();
-  const auto grain = std::max<int64_t>(1, units * kElementsPerThread / elements);
-  if (units <= grain) {
-    kernel.run(0, units);
-  } else {
-    at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) { kernel.run(begin, end); });
-  }
 }
 
 at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t channel_dim,
@@ -47,7 +32,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& hardness, int64_t 
   const StridedOperand x(input, output, order);
   const kernels::Forward kernel(kernel_dtype(input.scalar_type()), make_geometry(output, order, hardness, channel_dim),
                                 x.operand(), output.mutable_data_ptr(), lambda.data());
-  run(kernel, output.numel());
+  run_units(kernel, output.numel());
   return output;
 }
 
@@ -64,7 +49,7 @@ at::Tensor backward_into(const at::Tensor& grad_input, const at::Tensor& grad_ou
   const StridedOperand x(input, grad_input, order);
   kernels::Backward kernel(kernel_dtype(input.scalar_type()), make_geometry(grad_input, order, hardness, channel_dim),
                            g.operand(), x.operand(), dx, lambda.data());
-  run(kernel, grad_input.numel());
+  run_units(kernel, grad_input.numel());
 
   Values gradient(hardness.numel());
   kernel.sum(gradient.data());
