@@ -1,0 +1,34 @@
+"""Census incomes, MLP 4 × 256: the paper's network and data. The settings are ours, the paper does not state them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.datasets import adult
+
+from ..networks import mlp
+from ..system import Data, System
+from .splits import spread
+
+
+def _load(folder: Path, download: bool) -> Data:
+    data = adult.load(folder, download=download)
+    return Data(data.train, data.held_out, spread(data.train, 2000), data.test)
+
+
+ADULT = System(
+    name="adult",
+    title="Adult, MLP 4 × 256",
+    row="Adult",
+    full_size=True,
+    metric_name="accuracy",
+    epochs=50,
+    batch_size=128,
+    optimizer="SGD",
+    lr=0.05,
+    weight_decay=1e-4,
+    final_rate=0.1,
+    lr_multiplier=1.0,
+    load=_load,
+    network=lambda activation: mlp(activation, 108, 2),
+)
