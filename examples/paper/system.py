@@ -21,6 +21,10 @@ Split = tuple[Tensor, Tensor]
 """x (N, ...) and y (N, ...): images and labels, or windows of tokens and the same one token later."""
 
 
+def has_sites(network: nn.Module) -> bool:
+    return any(isinstance(module, lambda_gelu.LambdaGELU) for module in network.modules())
+
+
 @dataclass(frozen=True)
 class Data:
     """`held_out` decides, `test` is reported, `calibration` is the part of `train` that sites are measured on."""
@@ -58,9 +62,11 @@ class System:
         optimizer: ``"SGD"``, with momentum 0.9, or ``"AdamW"``.
         warmup_epochs, final_rate: the learning rate rises over the first, then falls as a cosine to this part of it.
         clip: largest norm of the gradient.
+        score_batch: examples at a time where nothing is trained.
         temperature, lr_multiplier: τ and α of λ; they do not transfer between optimizers.
         load: reads the data from a folder; the second argument says whether to download what is missing.
-        prepare: what is stored into what the network is given; augmented, where a generator comes along.
+        prepare: what is stored, on the device, into what the network is given; augmented, where a generator (of the
+            CPU) comes along.
     """
 
     name: str
@@ -80,6 +86,7 @@ class System:
     final_rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
+    score_batch: int = 512
     temperature: float = 0.1
     lr_multiplier: float = 10.0
     prepare: Callable[[Tensor, torch.Generator | None], Tensor] = as_float
@@ -102,7 +109,7 @@ class System:
     def make_optimizer(self, network: nn.Module, lr_multiplier: float) -> torch.optim.Optimizer:
         """With ``initial_lr`` in every group, which :meth:`set_rate` scales."""
         groups: list[dict[str, Any]] = [{"params": list(network.parameters()), "lr": self.lr}]
-        if lambda_gelu.find_sites(network):
+        if has_sites(network):
             groups = lambda_gelu.param_groups(
                 network, lr=self.lr, lr_multiplier=lr_multiplier, weight_decay=self.weight_decay
             )
@@ -125,12 +132,12 @@ class System:
     ) -> Split:
         """What the network is given and the int64 targets, of the examples that are chosen."""
         x, y = split[0][chosen], split[1][chosen]
-        return self.prepare(x, generator).to(device), y.long().to(device)
+        return self.prepare(x.to(device), generator), y.long().to(device)
 
-    def in_order(self, split: Split, device: str, size: int = 512) -> Iterator[Split]:
+    def in_order(self, split: Split, device: str) -> Iterator[Split]:
         """Everything once."""
-        for start in range(0, len(split[1]), size):
-            yield self.batch(split, slice(start, start + size), device)
+        for start in range(0, len(split[1]), self.score_batch):
+            yield self.batch(split, slice(start, start + self.score_batch), device)
 
     def loss(self, logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         return F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction=reduction)
@@ -142,6 +149,6 @@ class System:
         return Score(mean, math.exp(min(mean, 700.0)))
 
     def settings(self) -> dict[str, Any]:
-        """All of it that is a plain value, for a record."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        """All of it that defines a training and is a plain value, for a record."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "title"}
         return {key: value for key, value in values.items() if not callable(value)}
