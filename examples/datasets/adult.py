@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from . import files
-from .splits import Labelled
+from .files import Published
+from .splits import HELD_OUT, Labelled
 
-DIGESTS = {
-    "adult.data": "sha256:5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d",
-    "adult.test": "sha256:a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05",
-}
+SOURCE = "https://archive.ics.uci.edu/ml/machine-learning-databases/adult"
+FILES = [
+    Published(name, f"sha256:{digest}", f"{SOURCE}/{name}")
+    for name, digest in (
+        ("adult.data", "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d"),
+        ("adult.test", "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05"),
+    )
+]
 COLUMNS = (
     "age",
     "workclass",
@@ -32,12 +37,11 @@ COLUMNS = (
 )
 NUMBERS = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week")
 LOGARITHMIC = ("capital-gain", "capital-loss")
-HELD_OUT = 10  # every tenth row: the source has no validation split
 
 Rows = list[list[str]]
 
 
-def load(folder: Path) -> Labelled:
+def load(folder: Path, download: bool = False) -> Labelled:
     """32,561 and 16,281 people: 108 columns, and 1 for an income above 50,000 dollars; a tenth is held out.
 
     The columns: six numbers, then a one-hot group for each of eight attributes, in which a missing value (``?``) has a
@@ -46,9 +50,12 @@ def load(folder: Path) -> Labelled:
 
     Args:
         folder: holds ``adult/adult.data.gz`` and ``adult.test.gz``, compressed or not.
+        download: what is not there.
+
+    Raises:
+        MissingDataError, CorruptDataError: as of :func:`files.read`.
     """
-    contents = {name: files.read(folder / "adult" / name, ".gz", digest) for name, digest in DIGESTS.items()}
-    rows, test_rows = (_rows(contents[name].decode("ascii")) for name in DIGESTS)
+    rows, test_rows = (_rows(files.read(folder / "adult", file, download).decode("ascii")) for file in FILES)
     held_out = torch.arange(len(rows)) % HELD_OUT == HELD_OUT - 1
     values = {name: sorted({row[COLUMNS.index(name)] for row in rows}) for name in COLUMNS if name not in NUMBERS}
     numbers = _numbers(rows)

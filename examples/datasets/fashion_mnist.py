@@ -9,27 +9,36 @@ import torch
 from torch import Tensor
 
 from . import files
+from .files import Published
 from .splits import Labelled
 
-DIGESTS = {
-    "train-images-idx3-ubyte": "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-    "train-labels-idx1-ubyte": "md5:9018921c3c673c538a1fc5bad174d6f9",
-    "t10k-images-idx3-ubyte": "md5:8181f5470baa50b63fa0f6fddb340f0a",
-    "t10k-labels-idx1-ubyte": "md5:15d484375f8d13e6eb1aabb0c3f46965",
-}
+SOURCE = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/b2617bb6d3ffa2e429640350f613e3291e10b141"
+FILES = [
+    Published(name, f"md5:{content}", f"{SOURCE}/data/fashion/{name}.gz", f"md5:{compressed}")
+    for name, content, compressed in (
+        ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a", "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9", "25c81989df183df01b3e8a0aad5dffbe"),
+        ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a", "bef4ecab320f06d8554ea6380940ec79"),
+        ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965", "bb300cfdad3c16e7a12a480ee83cd310"),
+    )
+]
 HELD_OUT = 5000  # the source has no validation split
 
 
-def load(folder: Path) -> Labelled:
+def load(folder: Path, download: bool = False) -> Labelled:
     """70,000 images of 28 x 28 pixels; the last 5000 training images are held out. Pixels have mean 0 and deviation 1.
 
     Args:
         folder: holds ``fashion-mnist/train-images-idx3-ubyte.gz`` and its three siblings, compressed or not.
+        download: what is not there.
+
+    Raises:
+        MissingDataError, CorruptDataError: as of :func:`files.read`.
     """
-    contents = {name: files.read(folder / "fashion-mnist" / name, ".gz", digest) for name, digest in DIGESTS.items()}
+    contents = {file.name: files.read(folder / "fashion-mnist", file, download) for file in FILES}
     images = {part: read_idx(contents[f"{part}-images-idx3-ubyte"]) for part in ("train", "t10k")}
     labels = {part: read_idx(contents[f"{part}-labels-idx1-ubyte"]).long() for part in ("train", "t10k")}
-    pixels = {part: (x.flatten(1).float() / 255 - 0.286) / 0.353 for part, x in images.items()}
+    pixels = {part: x.flatten(1).float().div_(255).sub_(0.286).div_(0.353) for part, x in images.items()}
     kept = len(labels["train"]) - HELD_OUT
     return Labelled(
         (pixels["train"][:kept], labels["train"][:kept]),
