@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..system import System
-from . import adult, cifar, fashion_mnist, wikitext_2
+from . import adult, cifar, fashion_mnist, tiny_imagenet, wikitext_2
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -14,6 +14,8 @@ SYSTEMS: dict[str, System] = {
         cifar.RESNET18_CIFAR10,
         cifar.RESNET8_CIFAR100,
         cifar.RESNET18_CIFAR100,
+        tiny_imagenet.VIT4X96_TINYIMAGENET,
+        tiny_imagenet.DEIT_TINY_TINYIMAGENET,
         wikitext_2.GPT4X128_BYTES,
         wikitext_2.GPT4X128_WORDS4K,
         wikitext_2.GPT2_BYTES,

@@ -13,7 +13,7 @@ from .splits import spread
 
 def _load(folder: Path, download: bool) -> Data:
     data = adult.load(folder, download=download)
-    return Data(data.train, data.held_out, spread(data.train, 2000), data.test)
+    return Data(data.train, data.held_out, spread(data.train, 1000), data.test)
 
 
 ADULT = System(

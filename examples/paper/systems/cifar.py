@@ -15,7 +15,7 @@ from .splits import spread
 
 
 def _data(data: Labelled, test_images: int) -> Data:
-    return Data(data.train, data.held_out, spread(data.train, 1000), spread(data.test, test_images))
+    return Data(data.train, data.held_out, spread(data.train, 256), spread(data.test, test_images))
 
 
 def _load_10(parts: int, test_images: int) -> Callable[[Path, bool], Data]:
@@ -34,8 +34,9 @@ def _load_100(train_images: int, test_images: int) -> Callable[[Path, bool], Dat
 _COMMON: dict[str, Any] = {"metric_name": "accuracy", "optimizer": "AdamW", "warmup_epochs": 1.0, "final_rate": 0.01}
 _SMALL: dict[str, Any] = _COMMON | {
     "full_size": False,
-    "epochs": 30,
+    "epochs": 25,
     "batch_size": 64,
+    "lr_multiplier": 1.0,
     "lr": 5e-3,
     "weight_decay": 0.05,
 }

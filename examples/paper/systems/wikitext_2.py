@@ -27,9 +27,9 @@ def as_tokens(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _data(text: Text, context: int, scored: int | None) -> Data:
     """`scored`: tokens of the held-out text that every epoch looks at. Default: all."""
     train, held_out, test = (windows(tokens, context) for tokens in (text.train, text.held_out, text.test))
-    calibration = spread(train, max(1, 8192 // context))
+    calibration = spread(train, max(1, 4096 // context))
     if scored is not None:
-        held_out, test = spread(held_out, scored // context), spread(test, 2 * scored // context)
+        held_out, test = spread(held_out, scored // context), spread(test, 4 * scored // context)
     return Data(train, held_out, calibration, test)
 
 
@@ -54,13 +54,19 @@ _COMMON: dict[str, Any] = {
     "final_rate": 0.1,
     "prepare": as_tokens,
 }
-_SMALL: dict[str, Any] = _COMMON | {"full_size": False, "lr": 2e-3, "warmup_epochs": 0.5}
-_FULL: dict[str, Any] = _COMMON | {"full_size": True, "lr": 3e-4, "warmup_epochs": 0.5, "batch_size": 8}
+_SMALL: dict[str, Any] = _COMMON | {"full_size": False, "lr": 2e-3, "warmup_epochs": 0.5, "score_batch": 64}
+_FULL: dict[str, Any] = _COMMON | {
+    "full_size": True,
+    "lr": 3e-4,
+    "warmup_epochs": 0.5,
+    "batch_size": 8,
+    "score_batch": 4,
+}
 
 GPT4X128_BYTES = System(
     name="gpt4x128-bytes",
     title="WikiText-2 in bytes, GPT 4 × 128",
-    load=_bytes(64, 65_536),
+    load=_bytes(64, 16_384),
     network=lambda activation: GPT(activation, 256, context=64, width=128, heads=4, layers=4, dropout=0.0),
     batch_size=32,
     steps_per_epoch=110,
@@ -69,7 +75,7 @@ GPT4X128_BYTES = System(
 GPT4X128_WORDS4K = System(
     name="gpt4x128-words4k",
     title="WikiText-2 in its 4096 most frequent words, GPT 4 × 128",
-    load=_words(4096, 64, 32_768),
+    load=_words(4096, 64, 16_384),
     network=lambda activation: GPT(activation, 4096, context=64, width=128, heads=4, layers=4, dropout=0.0),
     batch_size=16,
     steps_per_epoch=110,
