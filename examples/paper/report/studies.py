@@ -1,0 +1,162 @@
+"""What the paper leaves open: granularity, targets, onset, rate, schedules, correction, recovery, language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from examples.markdown import spread, table
+from examples.paper.records import Record
+from examples.paper.system import System
+
+from .runs import MODES, RULES, STAGES, Runs, cost, metric, swap_costs, unit
+from .tables import Systems, change, digits, seeds, shown
+
+LARGEST_COST = 0.5  # % of the perplexity, which the project allows the swap of a language model
+
+# What differs from the arm uniform, whose λ goes linearly to 7.98 from 25 % of the run on.
+ARMS = {
+    "uniform": "the paper's protocol",
+    "uniform-neurons": "one λ per channel or neuron",
+    "uniform-30db": "targets per site: 30 dB, schedule geometric",
+    "uniform-40db": "targets per site: 40 dB, schedule geometric",
+    "uniform-settled": "onset once λ and loss have settled",
+    "uniform-allowed": "λ waits while the loss is too high",
+    "uniform-geometric": "schedule geometric",
+    "uniform-harmonic": "schedule harmonic",
+    "uniform-cosine": "schedule cosine",
+    "uniform-hard": "ε = 0.01, λ_target = 79.8",
+}
+RECOVERED = ("gelu", "gelu-recovered", "uniform", "uniform-recovered")
+LABELS = {
+    "gelu": "GELU",
+    "gelu-recovered": "GELU, trained on after the swap",
+    "uniform": "λ-GELU",
+    "uniform-recovered": "λ-GELU, trained on after the swap",
+}
+REFERENCE = "uniform"
+
+
+def arms(systems: Systems, runs: Runs) -> str:
+    """Every study's arm on the test data: what its swap costs by checkpoint, and its ReLU network beside others'."""
+    parts = []
+    for system in shown(systems, runs):
+        found = [arm for arm in ARMS if runs.of(system.name, arm)]
+        if found == [REFERENCE] or not found:
+            continue
+        rows = [_arm(system, runs, arm) for arm in found]
+        header = ["arm", "what differs", "worst site at the end, dB", "best checkpoint, epoch", "→ ReLU, test", "costs"]
+        header += [
+            "last epoch → ReLU, test",
+            "costs",
+            "best as ReLU, beside the protocol's",
+            "beside ReLU from scratch",
+        ]
+        parts += [f"### `{system.name}`", table([*header, "seeds"], rows)]
+    return "\n\n".join(parts) or "Not run."
+
+
+def _arm(system: System, runs: Runs, arm: str) -> list[str]:
+    found = runs.of(system.name, arm)
+    cells = [spread(worst_ser(found, "last"), 1), spread([record.end["best"]["epoch"] for record in found], 1)]
+    for rule in ("best", "last"):
+        stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
+        costs = swap_costs(runs, system, arm, rule)
+        cells += [change(*stages, system), f"{spread(costs, 2)} {unit(system)}"]
+    against = "–" if arm == REFERENCE else _beside(system, runs, arm, REFERENCE, "swapped")
+    return [
+        f"`{arm}`",
+        ARMS[arm],
+        *cells,
+        against,
+        _beside(system, runs, arm, "relu", "before"),
+        seeds(runs, system, arm),
+    ]
+
+
+def worst_ser(found: Sequence[Record], rule: str) -> list[float]:
+    """The SER of the worst site, by seed; a site without an error to speak of has none."""
+    worst = []
+    for record in found:
+        values = [site["ser_db"] for site in record.end[rule].get("sites", []) if site["ser_db"] is not None]
+        worst += [min(values)] if values else []
+    return worst
+
+
+def _beside(system: System, runs: Runs, arm: str, other: str, other_stage: str) -> str:
+    """What the ReLU network of an arm costs beside another's, each chosen on held-out data, each seed with itself."""
+    rules = ("best_as_relu", "best_as_relu" if other_stage == "swapped" else "best")
+    ours, others = metric(rules[0], "swapped", "test"), metric(rules[1], other_stage, "test")
+    costs = runs.paired(system.name, (arm, ours), (other, others), lambda a, b: cost(system, b, a))
+    return f"{spread(costs, 2)} {unit(system)}" if costs else "–"
+
+
+def checkpoints(systems: Systems, runs: Runs) -> str:
+    """Which checkpoint each rule picks out of the same runs, and what its swap costs."""
+    rows = []
+    for system in shown(systems, runs):
+        for arm in ("gelu", REFERENCE):
+            found = runs.of(system.name, arm)
+            for rule, label in RULES.items() if found else ():
+                stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
+                costs = swap_costs(runs, system, arm, rule)
+                rows.append(
+                    [f"`{system.name}`", LABELS[arm], label, spread([r.end[rule]["epoch"] for r in found], 1)]
+                    + [spread(worst_ser(found, rule), 1), change(*stages, system), f"{spread(costs, 2)} {unit(system)}"]
+                )
+    header = ["system", "network", "checkpoint", "epoch", "worst site, dB", "→ ReLU, test", "costs"]
+    return table(header, rows) if rows else "Not run."
+
+
+def recovery(systems: Systems, runs: Runs) -> str:
+    """The best checkpoint by stage: swapped, its biases corrected, trained on; and what is left of the cost."""
+    rows = []
+    for system in shown(systems, runs):
+        for arm in RECOVERED:
+            if not runs.of(system.name, arm):
+                continue
+            stages = [runs.values(system.name, arm, metric("best", stage, "test")) for stage in STAGES]
+            if len(stages[2]) == 0:
+                continue
+            costs = [swap_costs(runs, system, arm, stage=stage) for stage in STAGES[1:]]
+            rows.append(
+                [f"`{system.name}`", LABELS[arm], *(spread(values, digits(system)) for values in stages)]
+                + [f"{spread(values, 2)} {unit(system)}" if values else "–" for values in costs]
+                + [seeds(runs, system, arm)]
+            )
+    header = ["system", "network", "before", "swapped", "corrected", "trained on", "swap costs", "corrected costs"]
+    return table([*header, "trained on costs", "seeds"], rows) if rows else "Not run."
+
+
+def language_models(systems: Systems, runs: Runs) -> str:
+    """The perplexity of the test text before and after the swap, beside ReLU from scratch, by arm and checkpoint."""
+    rows = []
+    for system in shown(systems, runs):
+        if system.higher_is_better:
+            continue
+        every = [
+            arm for arm in ("gelu", "gelu-recovered", *MODES, *ARMS, "uniform-recovered") if runs.of(system.name, arm)
+        ]
+        for arm in dict.fromkeys(every):
+            points = [(rule, "swapped") for rule in RULES] + [("best", stage) for stage in STAGES[2:]]
+            for rule, stage in points:
+                if runs.values(system.name, arm, metric(rule, stage, "test")):
+                    rows.append(_language_model(system, runs, arm, rule, stage))
+        scratch = runs.values(system.name, "relu", metric("best", "before", "test"))
+        if scratch:
+            rows.append([f"`{system.name}`", "`relu`", "best as it stands", spread(scratch, 3), "–", "–", "–"])
+    header = ["system", "arm", "checkpoint", "before", "after", f"costs (≤ {LARGEST_COST:g} %)"]
+    return table([*header, "after, beside ReLU from scratch"], rows) if rows else "Not run."
+
+
+def _language_model(system: System, runs: Runs, arm: str, rule: str, stage: str) -> list[str]:
+    before, after = (metric(rule, name, "test") for name in ("before", stage))
+    costs = swap_costs(runs, system, arm, rule, stage=stage)
+    scratch = metric("best", "before", "test")
+    against = runs.paired(system.name, (arm, after), ("relu", scratch), lambda ours, relu: cost(system, relu, ours))
+    label = RULES[rule] if stage == "swapped" else f"{RULES[rule]}, {stage}"
+    verdict = "" if not costs else ": yes" if max(costs) <= LARGEST_COST else ": **no**"
+    values = [spread(runs.values(system.name, arm, get), 3) for get in (before, after)]
+    return [
+        *(f"`{system.name}`", f"`{arm}`", label, *values),
+        *(f"{spread(costs, 2)} %{verdict}", f"{spread(against, 2)} %" if against else "–"),
+    ]
