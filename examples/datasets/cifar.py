@@ -124,7 +124,7 @@ def _gathered(names: Sequence[str], found: Iterator[tuple[str, Split]]) -> Label
     x, y, test = torch.empty(0), torch.empty(0), None
     for name, (images, labels) in found:
         if name == names[-1]:
-            test = (images, labels)
+            test = (images.contiguous(), labels)
             continue
         count = len(labels)
         if not len(y):

@@ -22,5 +22,5 @@ def load() -> Labelled:
         raise MissingDataError("the digits are in scikit-learn: pip install 'lambda-gelu[demo]'") from error
     data = datasets.load_digits()
     x, y = torch.tensor(data.data, dtype=torch.float32) / 8 - 1, torch.tensor(data.target)
-    train = (x[0::2], y[0::2])
-    return Labelled(train, train, (x[1::2], y[1::2]))
+    train, test = ((x[start::2].contiguous(), y[start::2].contiguous()) for start in (0, 1))
+    return Labelled(train, train, test)

@@ -1,12 +1,9 @@
-"""examples/python/substitution: its data, its training, and every experiment in small."""
+"""examples/python/substitution: its training, its tables, and every experiment in small."""
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import lzma
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +23,7 @@ IMAGES_ARE_THERE = any((DATA / "fashion-mnist" / f"train-images-idx3-ubyte{suffi
 
 sys.path.insert(0, str(EXAMPLES))
 try:
-    from substitution import data, records, tables, tasks, training
+    from substitution import records, tables, tasks, training
 finally:
     sys.path.remove(str(EXAMPLES))
 
@@ -35,59 +32,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(RUN), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def idx(values: torch.Tensor, kind: int = 8) -> bytes:
-    header = bytes([0, 0, kind, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    return header + bytes(values.flatten().int().tolist())
-
-
-def test_an_idx_file_is_read_as_it_was_written():
-    values = torch.arange(2 * 3 * 5).reshape(2, 3, 5).to(torch.uint8)
-    assert torch.equal(data.read_idx(idx(values)), values)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not an IDX file of unsigned bytes"),
-        (idx(torch.zeros(3), kind=13), "not an IDX file of unsigned bytes"),
-        (idx(torch.zeros(3))[:-1], "must hold that many bytes, got 2"),
-    ],
-)
-def test_what_is_no_idx_file_is_refused(content, message):
-    with pytest.raises(ValueError, match=message):
-        data.read_idx(content)
-
-
-@pytest.mark.parametrize(
-    ("load", "name", "compress"),
-    [
-        (data.fashion_mnist, "fashion-mnist/train-images-idx3-ubyte.gz", gzip.compress),
-        (data.wikitext_2, "wikitext-2/train.txt.xz", lzma.compress),
-    ],
-)
-def test_missing_and_altered_files_are_refused_by_name(tmp_path, load, name, compress):
-    file = tmp_path / name
-    with pytest.raises(data.MissingDataError, match=f"{file.name} is missing: say --data-dir or set LAMBDA_GELU_DATA"):
-        load(tmp_path)
-    file.parent.mkdir()
-    file.write_bytes(compress(b"something else"))
-    with pytest.raises(ValueError, match=f"{file.stem} is not the published file"):
-        load(tmp_path)
-
-
-@pytest.mark.skipif(not IMAGES_ARE_THERE, reason="no Fashion-MNIST: LAMBDA_GELU_DATA names the folder")
-def test_fashion_mnist_is_complete_and_normalized():
-    images = data.fashion_mnist(DATA)
-    assert [len(part[1]) for part in (images.train, images.held_out, images.test)] == [55_000, 5_000, 10_000]
-    assert images.train[1][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
-    assert torch.bincount(images.test[1]).tolist() == [1000] * 10
-    pixels = torch.cat([images.train[0], images.held_out[0]])
-    assert pixels.mean().item() == pytest.approx(0, abs=2e-3) and pixels.std().item() == pytest.approx(1, abs=2e-3)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -248,7 +192,7 @@ def test_an_arm_without_its_checkpoint_and_a_task_without_its_data_are_refused_b
     process = run("run", "--tasks", "digits", "--arms", "recovered", "--steps", 4, *folders)
     assert process.returncode == 1 and "digits-gelu-0.pt is missing: run the arm gelu first" in process.stderr
     process = run("run", "--tasks", "gpt", *folders)
-    assert process.returncode == 1 and "gpt: " in process.stderr and "train.txt.xz is missing" in process.stderr
+    assert process.returncode == 1 and "gpt: " in process.stderr and "train.txt is missing" in process.stderr
     process = run("report", "--results", tmp_path / "results")
     assert process.returncode == 1 and "holds no records" in process.stderr
 

@@ -2,6 +2,7 @@
 
     python run.py run --data-dir DATA             # every task, arm and seed that has no record yet
     python run.py run --tasks gpt --arms relu gelu --seeds 0
+    python run.py run --download                  # the data too, where it is not there
     python run.py report                          # tables and figures from the records alone
 
 Tasks: scikit-learn's digits, Fashion-MNIST, and a byte-level GPT on WikiText-2. DATA holds fashion-mnist/ with the four
@@ -24,11 +25,12 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[0] = str(ROOT / "examples" / "python")  # for the package substitution and its neighbours
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path[1:1] = [str(ROOT), str(ROOT / "benchmarks")]  # for examples.datasets, and for machine
 
+from examples.datasets import DATA_DIR_VARIABLE, CorruptDataError, MissingDataError, data_dir  # noqa: E402
 from machine import describe  # noqa: E402
 from progress import Bar, progress_bar  # noqa: E402
-from substitution import arms, data, records, tasks  # noqa: E402
+from substitution import arms, records, tasks  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "substitution"
 CACHE = ROOT / "build" / "substitution"
@@ -43,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--tasks", nargs="+", choices=list(tasks.TASKS), default=list(tasks.TASKS))
     run.add_argument("--arms", nargs="+", choices=list(arms.ARMS), default=list(arms.ARMS))
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--data-dir", type=Path, help=f"default: ${data.DATA_DIR_VARIABLE}, else ./data")
+    run.add_argument("--data-dir", type=Path, help=f"default: ${DATA_DIR_VARIABLE}, else ./data")
+    run.add_argument("--download", action="store_true", help="what is not there")
     run.add_argument("--steps", type=int, help="train so many steps on a slice of the data, to see whether it runs")
     run.add_argument("--cache", type=Path, default=CACHE, help="for checkpoints (default build/substitution)")
     report = commands.add_parser("report", help="tables and figures from the records")
@@ -80,8 +83,8 @@ def run_all(arguments: argparse.Namespace) -> None:
         if not missing:
             continue
         try:
-            task = tasks.make(name, arguments.data_dir)
-        except (data.MissingDataError, ValueError) as error:
+            task = tasks.make(name, data_dir(arguments.data_dir), arguments.download)
+        except (MissingDataError, CorruptDataError) as error:
             sys.exit(f"{name}: {error}")
         if arguments.steps is not None:
             task = task.shortened(arguments.steps, 64)

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lambda_gelu
+from examples.datasets import digits, fashion_mnist, wikitext_2
 from lambda_gelu import LambdaGELU
-
-from . import data
 
 Batch = tuple[Tensor, Tensor]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"GELU": nn.GELU, "λ-GELU": LambdaGELU, "ReLU": nn.ReLU}
@@ -136,17 +135,21 @@ class Task:
         )
 
 
-def make(name: str, folder: Path | None = None) -> Task:
+def make(name: str, folder: Path, download: bool = False) -> Task:
     """The task of this name.
+
+    Args:
+        folder: where the data is, or is downloaded to.
 
     Raises:
         MissingDataError: where its data is not.
+        CorruptDataError: where it is not the published data.
     """
-    return TASKS[name](data.data_dir(folder))
+    return TASKS[name](folder, download)
 
 
-def _digits(_: Path) -> Task:
-    images = data.digits()
+def _digits(folder: Path, download: bool) -> Task:
+    images = digits.load()
     from digits import make_network  # noqa: PLC0415 - which ends the process where scikit-learn is missing
 
     return Task(
@@ -175,8 +178,8 @@ def _digits(_: Path) -> Task:
     )
 
 
-def _fashion_mnist(folder: Path) -> Task:
-    images = data.fashion_mnist(folder)
+def _fashion_mnist(folder: Path, download: bool) -> Task:
+    images = fashion_mnist.load(folder, download)
 
     def make_network(activation: Callable[[], nn.Module]) -> nn.Module:
         hidden = [layer for _ in range(3) for layer in (nn.Linear(256, 256), activation())]
@@ -208,8 +211,8 @@ def _fashion_mnist(folder: Path) -> Task:
     )
 
 
-def _gpt(folder: Path) -> Task:
-    text = data.wikitext_2(folder)
+def _gpt(folder: Path, download: bool) -> Task:
+    text = wikitext_2.load_bytes(folder, download)
     return Task(
         name="gpt",
         title="WikiText-2 in bytes, GPT 4 × 128",
@@ -236,14 +239,14 @@ def _gpt(folder: Path) -> Task:
     )
 
 
-def _gpt_repeated(folder: Path) -> Task:
+def _gpt_repeated(folder: Path, download: bool) -> Task:
     """The GPT on so little text that it overfits, as the paper's GPT-2 does on WikiText-2."""
-    task = _gpt(folder)
+    task = _gpt(folder, download)
     splits = task.splits | {"train": _head(task.splits["train"], 256)}
     return replace(task, name="gpt-repeated", title="32 KiB of WikiText-2 in bytes, GPT 4 × 128", splits=splits)
 
 
-TASKS: dict[str, Callable[[Path], Task]] = {
+TASKS: dict[str, Callable[[Path, bool], Task]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "gpt": _gpt,
