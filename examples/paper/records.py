@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def check_settings(found: Line, expected: Line, where: Path) -> None:
     for key in ("format", "system", "arm", "seed"):
         if found.get(key) != expected[key]:
             raise RecordMismatchError(f"{where}: {key} is {found.get(key)!r}, expected {expected[key]!r}")
-    ours, theirs = _as_read(expected["settings"]), found.get("settings", {})
+    ours, theirs = (_flat(_as_read(head.get("settings", {}))) for head in (expected, found))
     differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     if differ:
         told = ", ".join(f"{key} = {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ)
@@ -109,20 +110,22 @@ def read_file(file: Path) -> Record:
     raw = file.read_bytes()
     try:
         text = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise RecordMismatchError(f"{file} is no record: {error}") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise _no_record(file, error) from error
     if file.suffix != ".gz" and text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]  # a line that a killed process did not finish
     try:
         lines = [json.loads(line) for line in text.splitlines()]
     except json.JSONDecodeError as error:
-        raise RecordMismatchError(f"{file} is no record: {error}") from error
-    if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != "run":
-        raise RecordMismatchError(f"{file} is no record: its first line must be the settings of a run")
-    kinds: dict[str, list[Line]] = {"run": [], "epoch": [], "end": []}
-    for line in lines:
-        kinds[line["kind"]].append(line)
-    return Record(kinds["run"][0], kinds["epoch"], kinds["end"][-1] if kinds["end"] else None)
+        raise _no_record(file, error) from error
+    kinds = [line.get("kind") if isinstance(line, dict) else None for line in lines]
+    if kinds[:1] != ["run"]:
+        raise _no_record(file, "its first line must be the settings of a run")
+    is_over = kinds[-1] == "end"
+    epochs = lines[1:-1] if is_over else lines[1:]
+    if kinds[1 : len(epochs) + 1] != ["epoch"] * len(epochs):
+        raise _no_record(file, "after the settings there must be epochs, and at most one end")
+    return Record(lines[0], epochs, lines[-1] if is_over else None)
 
 
 def read(folder: Path) -> list[Record]:
@@ -133,6 +136,18 @@ def read(folder: Path) -> list[Record]:
 
 def _line(line: Line) -> str:
     return json.dumps(_rounded(line), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _no_record(file: Path, why: object) -> RecordMismatchError:
+    return RecordMismatchError(f"{file} is no record ({why}): delete it, and the run is made again")
+
+
+def _flat(settings: Line) -> Line:
+    """Settings of settings by both names, so that what differs can be told apart."""
+    flat: Line = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _as_read(settings: Line) -> Line:
