@@ -120,17 +120,6 @@ def test_a_record_is_read_as_it_was_written_to_seven_digits(tmp_path):
         records.write(tmp_path, {**record, "figures": float("nan")})
 
 
-def test_the_tables_go_between_the_markers_and_nowhere_else(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-    tables.put(page, "new")
-    tables.put(page, "newer")
-    assert page.read_text() == f"before\n{tables.BEGIN}\n\nnewer\n\n{tables.END}\nafter\n"
-    page.write_text("no markers")
-    with pytest.raises(ValueError, match="lacks the markers"):
-        tables.put(page, "new")
-
-
 def test_a_cost_is_above_0_where_it_is_worse():
     assert tables.cost("digits", 96.0, 95.0) == 1.0
     assert tables.cost("gpt", 6.0, 6.03) == pytest.approx(0.5)
@@ -164,7 +153,7 @@ def test_experiments_run_once_repeat_bit_for_bit_and_become_a_page(tmp_path):
     assert untouched == {file: file.stat().st_mtime_ns for file in (tmp_path / "first").rglob("*.json")}
 
     page, picture = tmp_path / "page.md", tmp_path / "page" / "picture.png"
-    page.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    page.write_text(f"<!-- {tables.BLOCK} --><!-- /{tables.BLOCK} -->\n")
     process = run("report", "--results", tmp_path / "first", "--page", page, "--figure", picture)
     assert process.returncode == 0, process.stderr[-3000:]
     assert picture.read_bytes().startswith(b"\x89PNG") and "](page/picture.png)" in page.read_text()
@@ -201,4 +190,4 @@ def test_the_page_shows_what_the_records_hold():
     page = (ROOT / "docs" / "substitution.md").read_text(encoding="utf-8")
     found = tables.Records(records.read(ROOT / "benchmarks" / "results" / "substitution"))
     written = tables.page(found, "substitution/experiments.png")
-    assert f"{tables.BEGIN}\n\n{written}\n\n{tables.END}" in page
+    assert f"<!-- {tables.BLOCK} -->\n\n{written}\n\n<!-- /{tables.BLOCK} -->" in page

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from examples import markdown
+
 from . import records, tables
 from .figures import draw
 
@@ -19,6 +21,7 @@ def write(folder: Path, page: Path, figure: Path) -> str:
     if not found:
         raise ValueError(f"{folder} holds no records: run.py run makes them")
     known = tables.Records(found)
-    tables.put(page, tables.page(known, Path(os.path.relpath(figure, page.parent)).as_posix()))
+    text = tables.page(known, Path(os.path.relpath(figure, page.parent)).as_posix())
+    markdown.fill(page, {tables.BLOCK: text})
     draw(known, figure)
     return f"{len(found)} records: wrote {page} and {figure}"

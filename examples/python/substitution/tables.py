@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
+
+from examples.markdown import spread, table
 
 from .records import Record
 
@@ -21,7 +21,8 @@ CHECKPOINT_RULES = {"best_as_is": "best as it stands (the paper's)", "best_as_re
 PROTOCOLS = ("protocol", "protocol-40")
 STAGES = ("before", "swapped", "corrected", "recovered")
 FIGURE_TEXT = "The score over the run as it stands and as ReLU, SER predicted and measured, and the metric by stage"
-BEGIN, END = "<!-- experiments -->", "<!-- /experiments -->"
+BLOCK = "experiments"
+"""The name of the markers that the page has for them."""
 
 
 class Records:
@@ -66,19 +67,6 @@ def is_perplexity(task: str) -> bool:
 def cost(task: str, before: float, after: float) -> float:
     """What a change costs: in points of accuracy, or in % of the perplexity. Above 0 is worse."""
     return 100 * (after / before - 1) if is_perplexity(task) else before - after
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over the seeds."""
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return (f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean).replace("-", "−")
 
 
 def cell(task: str, runs: list[dict[str, Any]], get: Callable[[dict[str, Any]], float | None]) -> str:
@@ -290,16 +278,3 @@ def page(records: Records, figure: str | None = None) -> str:
     if best:
         parts += ["### Which checkpoint to swap", best]
     return "\n\n".join(part for part in parts if part)
-
-
-def put(path: Path, text: str) -> None:
-    """Replaces what is between the markers of a page.
-
-    Raises:
-        ValueError: where the page lacks one.
-    """
-    content = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    if not pattern.search(content):
-        raise ValueError(f"{path} lacks the markers {BEGIN} and {END}")
-    path.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", content), encoding="utf-8")
