@@ -12,8 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 from PIL import Image
 
 from examples.paper.records import Record
@@ -67,44 +66,49 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def hardness_over_epochs(systems: Systems, runs: Runs) -> Figure | None:
-    """λ of every site over the epochs of the hardened runs, by system and init."""
-    found = [system for system in shown(systems, runs) if any(runs.of(system.name, mode) for mode in MODES)]
+    """λ of every site over the epochs, by system and init: of the hardened runs, and of those that learn to the end."""
+    every = [(system, suffix) for system in shown(systems, runs) for suffix in ("", "-learned")]
+    found = [(each, suffix) for each, suffix in every if any(runs.of(each.name, mode + suffix) for mode in MODES)]
     if not found:
         return None
-    figure, panels = _panels(len(found), len(MODES))
-    for system, row in zip(found, panels, strict=True):
-        for mode, axes in zip(MODES, row, strict=True):
-            _hardness_panel(axes, system, mode, runs.of(system.name, mode))
-        top = max(axes.get_ylim()[1] for axes in row)
+    figure, panels = _panels(len(found), len(MODES), height=2.5)
+    for (system, suffix), row in zip(found, panels, strict=True):
+        records = [runs.of(system.name, mode + suffix) for mode in MODES]
+        for mode, of_mode, axes in zip(MODES, records, row, strict=True):
+            _hardness_panel(axes, f"{system.name}, {mode}{suffix}", of_mode)
+        values = [v for of_mode in records for record in of_mode for epoch in record.epochs for v in epoch["hardness"]]
         for axes in row:
-            axes.set_ylim(0.95, top)
-    figure.suptitle("λ of every site: learned, then raised to its target (means over the seeds)")
+            axes.set_ylim(0.93, 1.2 * max(values))
+    figure.suptitle("λ of every site, mean over the seeds; dotted: from here on λ is raised to its target")
     return figure
 
 
-def _hardness_panel(axes: Axes, system: System, mode: str, found: Sequence[Record]) -> None:
-    axes.set(title=f"{system.name}, {mode}", xlabel="epoch", ylabel="hardness λ", yscale="log")
+def _hardness_panel(axes: Axes, title: str, found: Sequence[Record]) -> None:
+    axes.set(title=title, xlabel="epoch", ylabel="hardness λ", yscale="log")
+    axes.set_yticks([1, 1.5, 2, 3, 4, 6, 8, 16, 32, 64])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if not found:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
         return
     epochs = [epoch["epoch"] for epoch in found[0].epochs]
     sites = len(found[0].head["sites"])
     every = max(len(epochs) // 6, 1)
+    named = _named_sites(sites)
     for site, (colour, line, marker) in enumerate(_site_styles(sites)):
         values = _mean([[epoch["hardness"][site] for epoch in record.epochs] for record in found])
-        first = (site * max(every // sites, 1)) % every
-        axes.plot(epochs, values, line, color=colour, marker=marker, markersize=4, markevery=(first, every), lw=1.4)
-    switch = learning_epochs(found[0])[-1]["epoch"]
-    axes.axvline(switch, color=BLACK, linewidth=0.7, linestyle=(0, (1, 3)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    _plain_log(axes)
-    axes.legend(handles=_site_legend(sites), fontsize=7, frameon=False, loc="upper left")
+        marks = {"marker": marker, "label": f"site {site + 1}"} if site in named else {}
+        first = site % every
+        axes.plot(epochs, values, line, color=colour, markersize=4, markevery=(first, every), linewidth=1.4, **marks)
+    learned = learning_epochs(found[0])[-1]["epoch"]
+    if learned < epochs[-1]:
+        axes.axvline(learned, color=BLACK, linewidth=0.7, linestyle=(0, (1, 3)))
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
 
 
-def _plain_log(axes: Axes) -> None:
-    axes.set_yticks([1, 2, 4, 8, 16, 32, 64])
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _named_sites(sites: int) -> Sequence[int]:
+    return range(sites) if sites <= _MOST_NAMED else (0, sites // 2, sites - 1)
 
 
 def _site_styles(sites: int) -> Iterator[tuple[Any, str, str]]:
@@ -116,16 +120,6 @@ def _site_styles(sites: int) -> Iterator[tuple[Any, str, str]]:
         part = site / (sites - 1)
         colour = mpl.colormaps["viridis"](0.9 * part)
         yield colour, ("-", "--", ":")[min(int(3 * part), 2)], ("o", "s", "^")[min(int(3 * part), 2)]
-
-
-def _site_legend(sites: int) -> list[Line2D]:
-    styles = list(_site_styles(sites))
-    chosen = range(sites) if sites <= _MOST_NAMED else (0, sites // 2, sites - 1)
-    return [
-        Line2D([], [], color=colour, linestyle=line, marker=marker, ms=4, label=f"site {site + 1}")
-        for site in chosen
-        for colour, line, marker in [styles[site]]
-    ]
 
 
 # --- λ over the depth -------------------------------------------------------------------------------------------------
@@ -162,7 +156,9 @@ def _one_panel_each(
     if not found:
         return None
     columns = min(3, len(found))
-    figure, panels = _panels(math.ceil(len(found) / columns), columns)
+    # The title is wider than one panel.
+    width = 7.0 if columns == 1 else 4.2
+    figure, panels = _panels(math.ceil(len(found) / columns), columns, width)
     every = [axes for row in panels for axes in row]
     for axes, system in zip(every, found, strict=False):
         panel(axes, system, runs)
