@@ -57,17 +57,19 @@ std::string shell_quoted(const std::string& text) {
   return quoted + "'";
 }
 
-// gzip is on every Unix machine; linking zlib would need its headers.
-std::string unpack(const fs::path& path) {
-  FILE* pipe = popen(fmt::format("gzip -dc -- {}", shell_quoted(fs::absolute(path).string())).c_str(), "r");
-  if (pipe == nullptr) fail("cannot start gzip to unpack {}", path.string());
+// gzip and xz are on every Unix machine; linking their libraries would need headers.
+std::string unpack(const char* program, const fs::path& path) {
+  FILE* pipe = popen(fmt::format("{} -dc -- {}", program, shell_quoted(fs::absolute(path).string())).c_str(), "r");
+  if (pipe == nullptr) fail("cannot start {} to unpack {}", program, path.string());
   std::string content;
   std::vector<char> buffer(std::size_t{1} << 16);
   while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
     content.append(buffer.data(), count);
   }
   const int status = pclose(pipe);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) fail("gzip could not unpack {}", path.string());
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    fail("{} could not unpack {}", program, path.string());
+  }
   return content;
 }
 
@@ -83,6 +85,14 @@ std::uint32_t big_endian(const std::string& bytes, std::size_t offset) {
   return value;
 }
 
+// `path`, or what `program` has packed it into.
+std::string read_packed_or_plain(const fs::path& path, const char* program, const std::string& suffix) {
+  const fs::path packed = path.string() + suffix;
+  if (fs::exists(packed)) return unpack(program, packed);
+  if (fs::exists(path)) return read_file(path);
+  throw MissingData(fmt::format("expected {} or {}, found neither", packed.string(), path.string()));
+}
+
 struct Idx {
   std::vector<std::uint32_t> sizes;
   std::string bytes;
@@ -90,11 +100,8 @@ struct Idx {
 
 // The IDX format: 0, 0, element type (8: unsigned byte), number of dimensions, their sizes, the elements.
 Idx read_idx_file(const fs::path& folder, const std::string& name, std::size_t dimensions) {
-  const fs::path packed = folder / (name + ".gz"), plain = folder / name;
-  if (!fs::exists(packed) && !fs::exists(plain))
-    fail("expected {} or {}, found neither", packed.string(), plain.string());
-  const fs::path path = fs::exists(packed) ? packed : plain;
-  std::string content = path == packed ? unpack(path) : read_file(path);
+  const fs::path path = folder / name;
+  const std::string content = read_packed_or_plain(path, "gzip", ".gz");
 
   const std::size_t header = 4 * (1 + dimensions);
   const auto magic = static_cast<std::uint32_t>(0x800 + dimensions);
@@ -137,9 +144,9 @@ Images read_digits(const fs::path& csv) {
   return images;
 }
 
-Images read_idx(const fs::path& folder) {
-  const Idx pixels = read_idx_file(folder, "train-images-idx3-ubyte", 3);
-  const Idx labels = read_idx_file(folder, "train-labels-idx1-ubyte", 1);
+Images read_idx(const fs::path& folder, const std::string& part) {
+  const Idx pixels = read_idx_file(folder, part + "-images-idx3-ubyte", 3);
+  const Idx labels = read_idx_file(folder, part + "-labels-idx1-ubyte", 1);
   if (pixels.sizes[0] != labels.sizes[0]) {
     fail("{}: expected as many labels as images, got {} and {}", folder.string(), labels.sizes[0], pixels.sizes[0]);
   }
@@ -152,4 +159,10 @@ Images read_idx(const fs::path& folder) {
     images.labels.push_back(label);
   }
   return images;
+}
+
+std::string read_text(const fs::path& path, std::size_t size) {
+  std::string text = read_packed_or_plain(path, "xz", ".xz");
+  if (text.size() != size) fail("{}: expected {} bytes, got {}", path.string(), size, text.size());
+  return text;
 }

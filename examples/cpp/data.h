@@ -1,10 +1,16 @@
-// Readers of the two data sets. No torch.
+// Readers of the data sets. No torch.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <stdexcept>
 #include <string>
 #include <vector>
+
+/// A file is not where it was looked for; every other fault of a file is a plain std::runtime_error.
+struct MissingData : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 /// Images of `features` pixels each, one after the other, and their labels.
 struct Images {
@@ -17,7 +23,11 @@ struct Images {
 /// 0 to 16 and the label per image. Throws std::runtime_error that says what is wrong with the file, and in which line.
 Images read_digits(const std::filesystem::path& csv);
 
-/// The training images of Fashion-MNIST (or MNIST) from a folder with train-images-idx3-ubyte.gz and
-/// train-labels-idx1-ubyte.gz as published, or unpacked; pixels from 0 to 255. Needs gzip in PATH for packed ones.
-/// Throws std::runtime_error that says what is wrong with which file.
-Images read_idx(const std::filesystem::path& folder);
+/// The images of Fashion-MNIST (or MNIST) from a folder with <part>-images-idx3-ubyte.gz and
+/// <part>-labels-idx1-ubyte.gz as published, or unpacked; pixels from 0 to 255. part: "train", or "t10k" for the test
+/// images. Needs gzip in PATH for packed ones. Throws std::runtime_error that says what is wrong with which file.
+Images read_idx(const std::filesystem::path& folder, const std::string& part = "train");
+
+/// The bytes of a file, or of `path`.xz where that is there, which needs xz in PATH. Throws std::runtime_error that
+/// says what is wrong with which file, also where it is not of `size` bytes.
+std::string read_text(const std::filesystem::path& path, std::size_t size);

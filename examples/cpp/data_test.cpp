@@ -92,6 +92,30 @@ TEST_F(Reader, RefusesDamagedIdxFiles) {
   expect_error([&] { read_idx(folder); }, "gzip could not unpack");
 }
 
+TEST_F(Reader, ReadsTheTestImagesByTheirPart) {
+  write("t10k-images-idx3-ubyte", idx_images());
+  write("t10k-labels-idx1-ubyte", idx_labels("\x09\x03"));
+  expect_the_two_images(read_idx(folder, "t10k"));
+  EXPECT_THROW(read_idx(folder), MissingData);
+}
+
+TEST_F(Reader, ReadsATextPlainOrPacked) {
+  const std::string words(" = Valkyria = \n\0\xff", 17);
+  const auto text = write("train.txt", words);
+  EXPECT_EQ(read_text(text, 17), words);
+  ASSERT_EQ(std::system(("xz \"" + text.string() + "\"").c_str()), 0);
+  ASSERT_FALSE(fs::exists(text));
+  EXPECT_EQ(read_text(text, 17), words);
+  expect_error([&] { read_text(text, 18); }, "train.txt: expected 18 bytes, got 17");
+  write("train.txt.xz", "this is not xz");
+  expect_error([&] { read_text(text, 17); }, "xz could not unpack");
+}
+
+TEST_F(Reader, NamesATextThatIsMissing) {
+  EXPECT_THROW(read_text(folder / "valid.txt", 1), MissingData);
+  expect_error([&] { read_text(folder / "valid.txt", 1); }, "valid.txt, found neither");
+}
+
 std::string csv_line(int first_pixel, int label) {
   std::string line = std::to_string(first_pixel);
   for (int i = 1; i < 64; ++i) line += "," + std::to_string(i % 17);

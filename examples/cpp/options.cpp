@@ -2,37 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
-#include <cmath>
+#include <array>
 #include <stdexcept>
 #include <string_view>
 
+#include "command_line.h"
+
 namespace {
-
-template <typename Number>
-Number parse_number(std::string_view option, std::string_view text, std::string_view expected) {
-  Number value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    throw std::invalid_argument(fmt::format("{} expects {}, got '{}'", option, expected, text));
-  }
-  return value;
-}
-
-int parse_count(std::string_view option, std::string_view text) {
-  const int value = parse_number<int>(option, text, "a whole number of at least 1");
-  if (value < 1)
-    throw std::invalid_argument(fmt::format("{} expects a whole number of at least 1, got {}", option, text));
-  return value;
-}
-
-double parse_target(std::string_view text) {
-  const auto value = parse_number<double>("--target", text, "a positive number");
-  if (!std::isfinite(value) || value <= 0) {
-    throw std::invalid_argument(fmt::format("--target expects a positive number, got {}", text));
-  }
-  return value;
-}
 
 std::string parse_init(std::string_view text) {
   if (text != "uniform" && text != "increasing" && text != "decreasing") {
@@ -63,42 +39,27 @@ void set_option(Options& options, std::string_view name, std::string_view value)
   } else if (name == "--init") {
     options.init = parse_init(value);
   } else if (name == "--target") {
-    options.target = parse_target(value);
+    options.target = parse_positive(name, value);
   } else if (name == "--schedule") {
     options.schedule = parse_schedule(value);
   }
 }
 
-bool is_known(std::string_view name) {
-  for (const auto known :
-       {"--digits", "--data-dir", "--seed", "--seeds", "--epochs", "--init", "--target", "--schedule"}) {
-    if (name == known) return true;
-  }
-  return false;
-}
+constexpr std::array<std::string_view, 8> kKnown = {"--digits", "--data-dir", "--seed",   "--seeds",
+                                                    "--epochs", "--init",     "--target", "--schedule"};
 
 }  // namespace
 
 Options parse_options(int argc, const char* const* argv) {
   Options options;
+  const auto given = read_command_line(argc, argv, kKnown);
+  if (!given) {
+    options.help = true;
+    return options;
+  }
   bool has_digits = false;
-  for (int i = 1; i < argc; ++i) {
-    std::string_view name = argv[i];
-    if (name == "--help" || name == "-h") {
-      options.help = true;
-      return options;
-    }
-    std::optional<std::string_view> value;
-    if (const auto equals = name.find('='); equals != name.npos) {
-      value = name.substr(equals + 1);
-      name = name.substr(0, equals);
-    }
-    if (!is_known(name)) throw std::invalid_argument(fmt::format("unknown option '{}', see --help", name));
-    if (!value) {
-      if (++i == argc) throw std::invalid_argument(fmt::format("{} expects a value, got none", name));
-      value = argv[i];
-    }
-    set_option(options, name, *value);
+  for (const auto& [name, value] : *given) {
+    set_option(options, name, value);
     has_digits = has_digits || name == "--digits";
   }
   if (has_digits && options.data_dir) {

@@ -42,8 +42,8 @@ void ProgressBar::advance(const std::string& description) {
 void ProgressBar::draw() const {
   constexpr int kWidth = 40;
   const int filled = kWidth * done_ / total_;
-  fmt::print(stderr, "\r{:<28} [{:#<{}}{:-<{}}] {}/{} epochs", description_, "", filled, "", kWidth - filled, done_,
-             total_);
+  fmt::print(stderr, "\r{:<28} [{:#<{}}{:-<{}}] {}/{} {}", description_, "", filled, "", kWidth - filled, done_, total_,
+             unit_);
   std::fflush(stderr);
 }
 

@@ -3,12 +3,13 @@
 
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 /// A line on stderr, redrawn at most ten times a second.
 class ProgressBar {
  public:
-  explicit ProgressBar(int total) : total_(total) {}
+  explicit ProgressBar(int total, std::string unit = "epochs") : total_(total), unit_(std::move(unit)) {}
   ~ProgressBar();
   void advance(const std::string& description);
 
@@ -16,6 +17,7 @@ class ProgressBar {
   void draw() const;
 
   int total_, done_ = 0;
+  std::string unit_;
   std::string description_;
   std::chrono::steady_clock::time_point drawn_{};
 };
