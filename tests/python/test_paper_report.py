@@ -246,13 +246,14 @@ def test_recovery_shows_every_stage_and_what_is_left_of_the_cost():
     assert [cell.split(" ±")[0] for cell in row[2:9]] == ["89.00", "84.00", "86.50", "88.75", "5.00", "2.50", "0.25"]
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "0.5 times: yes"), (0.3, "3.0 times: **no**")])
+@pytest.mark.parametrize(("shift", "verdict"), [(0.05, "0.5 spreads: within"), (0.3, "3.0 spreads: **beyond**")])
 def test_cpp_agrees_where_its_mean_is_within_the_spread_over_seeds(shift, verdict):
     def of(values):
         return runs.Runs(run(ADULT, "uniform", s, hardness=((1.0,), (v,))) for s, v in enumerate(values))
 
     text = tables.cpp(EVERY, of((1.5, 1.6, 1.7)), of((1.5 + shift, 1.6 + shift, 1.7 + shift)))
-    assert row_of(text, "`site0`")[4] == verdict
+    assert row_of(text, "`site0`")[4:] == [verdict, f"{shift:.4f}", "3, 3"]
+    assert row_of(text, "87.00")[1:] == ["89.00 ± 0.00", "89.00 ± 0.00", "87.00 ± 0.00", "87.00 ± 0.00"]
     assert tables.cpp(EVERY, of((1.5,)), runs.Runs([])) == "Not run."
 
 

@@ -353,21 +353,42 @@ def overhead(found: Sequence[Record]) -> float | None:
 
 
 def cpp(systems: Systems, python: Runs, cpp_runs: Runs) -> str:
-    """λ of every site when it is learned: Python and C++, which draw other random numbers."""
+    """λ of every site when it is learned, and the metric of the test data, from Python and from C++."""
     parts = []
     for system in ordered(systems):
-        rows = []
-        for mode in MODES:
-            ours, others = python.of(system.name, mode), cpp_runs.of(system.name, mode)
-            if not ours or not others:
-                continue
-            for index, name in enumerate(ours[0].head["sites"]):
-                a, b = ([learned_hardness(record)[index] for record in found] for found in (ours, others))
-                rows.append([mode, f"`{name}`", spread(a, 3), spread(b, 3), _within(a, b), f"{len(a)}, {len(b)}"])
-        if rows:
-            header = ["init", "site", "λ, Python", "λ, C++", "within the spread", "seeds"]
-            parts += [f"`{system.name}`:", table(header, rows)]
+        arms = [arm for arm in NETWORKS if python.of(system.name, arm) and cpp_runs.of(system.name, arm)]
+        if not arms:
+            continue
+        both = [(arm, python.by_seed(system.name, arm), cpp_runs.by_seed(system.name, arm)) for arm in arms]
+        header = ["init", "site", "λ, Python", "λ, C++", "means differ by", "largest difference of a seed", "seeds"]
+        rows = [row for arm, ours, others in both if arm in MODES for row in _profile(arm, ours, others)]
+        parts += [f"`{system.name}`, λ when it is learned:", table(header, rows)] if rows else []
+        rows = [
+            [arm, *(cell for stage in ("before", "swapped") for cell in _metrics(system, ours, others, stage))]
+            for arm, ours, others in both
+        ]
+        header = ["arm", "test, Python", "test, C++", "as ReLU, Python", "as ReLU, C++"]
+        parts += [f"`{system.name}`, {system.metric_name} at the best checkpoint:", table(header, rows)]
     return "\n\n".join(parts) or "Not run."
+
+
+def _profile(arm: str, ours: Mapping[int, Record], others: Mapping[int, Record]) -> Iterator[list[str]]:
+    same = [seed for seed in ours if seed in others]
+    for index, name in enumerate(next(iter(ours.values())).head["sites"]):
+        a, b = ({seed: learned_hardness(found[seed])[index] for seed in found} for found in (ours, others))
+        values = [list(found.values()) for found in (a, b)]
+        worst = max((abs(a[seed] - b[seed]) for seed in same), default=None)
+        yield [arm, f"`{name}`", *(spread(found, 3) for found in values), _within(*values)] + [
+            *("–" if worst is None else f"{worst:.4f}", f"{len(a)}, {len(b)}")
+        ]
+
+
+def _metrics(system: System, ours: Mapping[int, Record], others: Mapping[int, Record], stage: str) -> list[str]:
+    get = metric("best", stage, "test")
+    return [
+        spread([value for record in found.values() if (value := get(record)) is not None], digits(system))
+        for found in (ours, others)
+    ]
 
 
 def _within(a: Sequence[float], b: Sequence[float]) -> str:
@@ -376,5 +397,5 @@ def _within(a: Sequence[float], b: Sequence[float]) -> str:
         return "one seed only"
     spread_of_seeds = ((statistics.variance(a) + statistics.variance(b)) / 2) ** 0.5
     difference = abs(statistics.mean(a) - statistics.mean(b))
-    times = f"{difference / spread_of_seeds:.1f} times" if spread_of_seeds else f"{difference:.3f}"
-    return f"{times}: {'yes' if difference <= spread_of_seeds else '**no**'}"
+    times = f"{difference / spread_of_seeds:.1f} spreads" if spread_of_seeds else f"{difference:.3f}"
+    return f"{times}: {'within' if difference <= spread_of_seeds else '**beyond**'}"
