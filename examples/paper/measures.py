@@ -43,9 +43,22 @@ def score(system: System, network: nn.Module, split: Split, device: str, ranks: 
 
 
 def calibrate(system: System, network: nn.Module, split: Split, device: str) -> None:
+    """Runs a network on all of it, for whoever looks at it meanwhile."""
     with evaluating(network):
         for x, _ in system.in_order(split, device):
             network(x)
+
+
+def observed(
+    system: System, network: nn.Module, split: Split, device: str, ranks: Ranks | None = None
+) -> lambda_gelu.Statistics:
+    """What its sites are given; shared among the processes."""
+    ranks = ranks or Ranks()
+    with evaluating(network), lambda_gelu.observe(network) as statistics:
+        for number, (x, _) in enumerate(system.in_order(split, device)):
+            if number % ranks.size == ranks.rank:
+                network(x)
+    return ranks.merged(statistics)
 
 
 def convert_(network: nn.Module) -> None:
@@ -84,9 +97,10 @@ def sites(network: nn.Module, statistics: lambda_gelu.Statistics) -> dict[str, l
     for name, site in every.items():
         histogram, values = statistics[name], site.hardness.detach()
         asked = values if site.num_parameters > 1 else values.item()
-        found["hardness"].append(values.mean().item())
+        mean = values.double().mean().item()
+        found["hardness"].append(mean)
         found["sigma"].append(histogram.std)
-        found["kappa"].append(values.mean().item() * histogram.std)
+        found["kappa"].append(mean * histogram.std)
         found["ser_db"].append(histogram.ser_db(asked))
         found["zeros"].append(histogram.zero_share)
         if spread:

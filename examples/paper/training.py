@@ -25,6 +25,7 @@ from .system import Data, System
 
 SAVE_EVERY = 30.0  # seconds between two checkpoints, at most
 CHECK_EVERY = 50  # steps between two looks at the loss, which has to come from the device
+AGREE_EVERY = 10  # steps between two questions to all processes whether one of them was told to stop
 
 Stop = Callable[[], bool]
 
@@ -130,10 +131,17 @@ class Trainer:
     ) -> None:
         self.run, self.system, self.arm, self.data = run, run.system, run.arm, run.cut(data)
         self.advance, self.stop, self.ranks = advance, stop, ranks or Ranks()
+        batch_size = min(self.system.batch_size, len(self.data.train[1]))
+        if batch_size % self.ranks.size:
+            raise ValueError(
+                f"{run.title}: batch_size {batch_size} must be a multiple of the number of processes, {self.ranks.size}"
+            )
         self.steps_per_epoch = self.system.steps_of_epoch(self.data)
         self.total_steps = self.system.epochs * self.steps_per_epoch
         torch.manual_seed(run.seed)
         self.network = self.arm.network(self.system).to(run.device)
+        if self.ranks.rank:
+            torch.manual_seed(_seed(run.seed, self.ranks.rank))  # other processes drop out other neurons
         self.optimizer = self._make_optimizer(self.network)
         self.scheduler = self.arm.scheduler(self.network, self.total_steps)
         self.wrapped = self.ranks.wrapped(self.network)
@@ -214,12 +222,19 @@ class Trainer:
                 return {"epoch": epoch, "step": done}
             self.progress.seconds += time.perf_counter() - started
             self.advance()
-            if self.stop():
-                self._save()
-                raise InterruptedRunError(f"{self.run.title}: stopped after step {done}")
-            if time.monotonic() - self.saved_at > SAVE_EVERY:
-                self._save()
+            if self.ranks.size == 1 or is_last or done % AGREE_EVERY == 0:
+                self._pause(done)
+        self.ranks.level(self.network)
         return None
+
+    def _pause(self, done: int) -> None:
+        """Saves where that is due in one of the processes, and stops where one of them was told to."""
+        asked = self.ranks.gathered((self.stop(), time.monotonic() - self.saved_at > SAVE_EVERY))
+        must_stop, must_save = (any(column) for column in zip(*asked, strict=True))
+        if must_stop or must_save:
+            self._save()
+        if must_stop:
+            raise InterruptedRunError(f"{self.run.title}: stopped after step {done} of {self.total_steps}")
 
     def _train_step(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, chosen: Tensor) -> Tensor:
         """One step on these examples, of which every process takes its part; returns the loss, detached."""
@@ -256,8 +271,7 @@ class Trainer:
         with _timed(seconds, "statistics"):
             sites: Line = {key: [] for key in ("hardness", "sigma", "kappa", "ser_db", "zeros", "drift")}
             if network is not None:
-                with lambda_gelu.observe(network) as statistics:
-                    measures.calibrate(system, network, data.calibration, run.device)
+                statistics = measures.observed(system, network, data.calibration, run.device, ranks)
                 now = measures.hardness(network)
                 sites = measures.sites(network, statistics)
                 sites["drift"] = measures.drift(now, progress.hardness or now)
@@ -335,8 +349,7 @@ class Trainer:
         network = measures.with_sites(self.network)
         if network is None:
             return line | {"swapped": None}
-        with lambda_gelu.observe(network) as statistics:
-            measures.calibrate(self.system, network, self.data.calibration, self.run.device)
+        statistics = measures.observed(self.system, network, self.data.calibration, self.run.device, self.ranks)
         line["sites"] = measures.facts(network, statistics)
         with lambda_gelu.relu_substituted(network):
             line["swapped"] = self._scores(network)
@@ -385,11 +398,20 @@ class Trainer:
                 chosen = torch.randperm(len(self.data.train[1]), generator=order)
             self._train_step(wrapped, optimizer, step, chosen[: self.system.batch_size])
             chosen = chosen[self.system.batch_size :]
+            if (step + 1) % AGREE_EVERY == 0 and any(self.ranks.gathered(self.stop())):
+                raise InterruptedRunError(f"{self.run.title}: stopped while it recovered, which begins anew")
+        self.ranks.level(network)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
+        own = {
+            "loss": self.progress.loss.cpu(),
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.run.device) if self._is_cuda else None,
+        }
+        of_processes = self.ranks.gathered(own)
         if self.ranks.rank != 0:
             return
         progress = vars(self.progress) | {"best": {rule: vars(best) for rule, best in self.progress.best.items()}}
@@ -399,8 +421,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "random": torch.get_rng_state(),
-            "device_random": torch.cuda.get_rng_state(self.run.device) if self._is_cuda else None,
+            "processes": of_processes,
         }
         file = self.run.checkpoint
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -420,9 +441,12 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["random"].cpu())
-        if self._is_cuda:
-            torch.cuda.set_rng_state(state["device_random"].cpu(), self.run.device)
+        of_processes = state["processes"]
+        own = of_processes[self.ranks.rank % len(of_processes)]  # where there are more now, some are like others
+        self.progress.loss = own["loss"].to(self.run.device)
+        torch.set_rng_state(own["random"].cpu())
+        if self._is_cuda and own["device_random"] is not None:
+            torch.cuda.set_rng_state(own["device_random"].cpu(), self.run.device)
 
     @property
     def _is_cuda(self) -> bool:
