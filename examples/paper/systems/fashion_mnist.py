@@ -1,4 +1,8 @@
-"""Clothes in 28 × 28 pixels, MLP 4 × 256: the paper's network and data. The settings are ours."""
+"""Clothes in 28 × 28 pixels, MLP 4 × 256: the paper's network and data.
+
+The settings are ours, the paper does not state them. With α = 1 and a rate of 0.1 three of four λ are at 1.0 after one
+epoch, where s is hardly learned any more; with these they are at 1.7 to 2.3 after three.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +29,10 @@ FASHION_MNIST = System(
     epochs=50,
     batch_size=256,
     optimizer="SGD",
-    lr=0.1,
+    lr=0.05,
     weight_decay=5e-4,
     final_rate=0.1,
-    lr_multiplier=1.0,
+    lr_multiplier=0.1,
     load=_load,
     network=lambda activation: mlp(activation, 784, 10),
 )
