@@ -68,8 +68,8 @@ GPT4X128_BYTES = System(
     title="WikiText-2 in bytes, GPT 4 × 128",
     load=_bytes(64, 16_384),
     network=lambda activation: GPT(activation, 256, context=64, width=128, heads=4, layers=4, dropout=0.0),
-    batch_size=32,
-    steps_per_epoch=110,
+    batch_size=16,
+    steps_per_epoch=160,
     **_SMALL,
 )
 GPT4X128_WORDS4K = System(
