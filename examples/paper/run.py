@@ -19,7 +19,7 @@ from pathlib import Path
 
 from examples.datasets import CorruptDataError, MissingDataError, data_dir
 
-from . import plan, workers
+from . import distributed, plan, workers
 from .experiments import EXPERIMENTS
 from .records import RecordMismatchError
 
@@ -42,6 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="default: $LAMBDA_GELU_DATA, else ./data")
     parser.add_argument("--download", action="store_true", help="fetch what is missing, where the network allows")
     parser.add_argument("--workers", type=int, metavar="N", help="runs at a time; default: one for every core")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of every run; default 1: the same bits")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results/paper")
     parser.add_argument("--cache", type=Path, default=CACHE, help="for checkpoints; default: build/paper")
     parser.add_argument("--examples", type=int, metavar="N", help="of every part of the data: to see whether it runs")
@@ -63,12 +64,14 @@ def main(given: list[str] | None = None) -> None:
             return
         runs = plan.runs(arguments)
         pending = [run for run in runs if plan.is_pending(run)]
-        print(f"{arguments.experiment}: {len(runs)} runs, {len(runs) - len(pending)} of them done", file=sys.stderr)
+        if distributed.is_first():
+            print(f"{arguments.experiment}: {len(runs)} runs, {len(runs) - len(pending)} of them done", file=sys.stderr)
         outcome = workers.train(
             pending,
             data_dir(arguments.data_dir),
             arguments.download,
             count=arguments.workers,
+            threads=arguments.threads,
             stop_after=arguments.stop_after,
         )
     except (MissingDataError, CorruptDataError, RecordMismatchError, plan.UnknownNameError, ValueError) as error:

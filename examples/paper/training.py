@@ -79,6 +79,9 @@ class Run:
         """
         return records.find(self.results, self.head)
 
+    def total_steps(self, data: Data) -> int:
+        return self.system.epochs * self.system.steps_of_epoch(self.cut(data))
+
     def cut(self, data: Data) -> Data:
         """The part of the data that it uses."""
         if self.examples is None:
@@ -116,7 +119,7 @@ class Trainer:
     """Trains one run, epoch by epoch, and notes what its record has to hold.
 
     Args:
-        advance: called after every step of training.
+        on_step: called after every step of training with the number of those done, and first where a run goes on from.
         stop: asked after every step; true interrupts the run.
     """
 
@@ -125,12 +128,12 @@ class Trainer:
         run: Run,
         data: Data,
         *,
-        advance: Callable[[], object] = lambda: None,
+        on_step: Callable[[int], object] = lambda step: None,
         stop: Stop = lambda: False,
         ranks: Ranks | None = None,
     ) -> None:
         self.run, self.system, self.arm, self.data = run, run.system, run.arm, run.cut(data)
-        self.advance, self.stop, self.ranks = advance, stop, ranks or Ranks()
+        self.on_step, self.stop, self.ranks = on_step, stop, ranks or Ranks()
         batch_size = min(self.system.batch_size, len(self.data.train[1]))
         if batch_size % self.ranks.size:
             raise ValueError(
@@ -166,6 +169,7 @@ class Trainer:
         if found is not None and found.end is not None:
             return found
         self._load()
+        self.on_step(self.progress.step)
         head = self.run.head | {
             "sites": self._site_names(),
             "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
@@ -221,7 +225,7 @@ class Trainer:
             if (self.looks_at_every_loss or is_last or done % CHECK_EVERY == 0) and not math.isfinite(self._loss_sum()):
                 return {"epoch": epoch, "step": done}
             self.progress.seconds += time.perf_counter() - started
-            self.advance()
+            self.on_step(done)
             if self.ranks.size == 1 or is_last or done % AGREE_EVERY == 0:
                 self._pause(done)
         self.ranks.level(self.network)

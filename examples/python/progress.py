@@ -16,7 +16,7 @@ class Bar(Protocol):
     """What the two have in common."""
 
     def set_description(self, text: str) -> None: ...
-    def update(self) -> object: ...
+    def update(self, steps: int = 1) -> object: ...
     def close(self) -> None: ...
 
 
@@ -31,8 +31,8 @@ class PlainBar:
     def set_description(self, text: str) -> None:
         self.text = text
 
-    def update(self) -> None:
-        self.done += 1
+    def update(self, steps: int = 1) -> None:
+        self.done += steps
         if time.monotonic() - self.drawn > 0.1:
             self._draw()
 
@@ -49,5 +49,13 @@ class PlainBar:
 
 
 def progress_bar(total: int, unit: str) -> Bar:
-    """A bar for `total` calls of update()."""
+    """A bar for `total` steps, one or several for every call of update()."""
     return PlainBar(total, unit) if tqdm is None else tqdm(total=total, unit=unit)
+
+
+def write_above(text: str) -> None:
+    """A line on stderr while a bar is shown."""
+    if tqdm is None:
+        sys.stderr.write(f"\r{text}\n")
+    else:
+        tqdm.write(text, file=sys.stderr)
