@@ -214,7 +214,7 @@ def published(monkeypatch):
 
 
 CLASSES = {"Adult": 2, "FMNIST": 10, "CIFAR-10": 10, "CIFAR-100": 100, "TinyImageNet": 200}
-VOCABULARY = {"bytes": 256, "words4k": 4096, "words": 33_278}
+OUTPUTS = {"tinyimagenet20": 20, "bytes": 256, "words4k": 4096, "words": 33_278}
 SMALL = [name for name, system in SYSTEMS.items() if system.row in ("Adult", "FMNIST") or not system.full_size]
 
 
@@ -233,7 +233,7 @@ def test_a_system_gives_its_network_what_its_reader_gives(name, published, tmp_p
         network = system.network(hardness)  # full-size networks are too large to run here, their shapes are not
     x, y = system.batch(data.train, slice(0, 2), "cpu", torch.Generator().manual_seed(0))
     logits = network(x.to("meta"))
-    outputs = CLASSES.get(system.row) or VOCABULARY[name.split("-")[-1]]
+    outputs = OUTPUTS.get(name.split("-")[-1]) or CLASSES[system.row]
     assert logits.shape == (*y.shape, outputs)
     assert y.dtype == torch.int64
     assert y.max() < outputs

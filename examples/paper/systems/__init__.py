@@ -14,7 +14,7 @@ SYSTEMS: dict[str, System] = {
         cifar.RESNET18_CIFAR10,
         cifar.RESNET8_CIFAR100,
         cifar.RESNET18_CIFAR100,
-        tiny_imagenet.VIT4X96_TINYIMAGENET,
+        tiny_imagenet.VIT4X96_TINYIMAGENET20,
         tiny_imagenet.DEIT_TINY_TINYIMAGENET,
         wikitext_2.GPT4X128_BYTES,
         wikitext_2.GPT4X128_WORDS4K,

@@ -37,6 +37,7 @@ _SMALL: dict[str, Any] = _COMMON | {
     "epochs": 25,
     "batch_size": 64,
     "lr_multiplier": 1.0,
+    "score_batch": 64,  # what the layers of more make leaves the cache
     "lr": 5e-3,
     "weight_decay": 0.05,
 }

@@ -13,16 +13,21 @@ from typing import Any
 from examples.datasets import tiny_imagenet
 
 from ..networks import VisionTransformer
-from ..system import Data, System
+from ..system import Data, Split, System
 from .images import Pixels
 from .splits import spread
 
 
-def _load(train_images: int, held_out_images: int) -> Callable[[Path, bool], Data]:
+def _load(classes: int) -> Callable[[Path, bool], Data]:
+    def of_first_classes(split: Split) -> Split:
+        x, y = split
+        chosen = y < classes
+        return x[chosen], y[chosen]
+
     def load(folder: Path, download: bool) -> Data:
         data = tiny_imagenet.load(folder, download=download)
-        train = spread(data.train, train_images)
-        return Data(train, spread(data.held_out, held_out_images), spread(train, 400), data.test)
+        train, held_out, test = (of_first_classes(split) for split in (data.train, data.held_out, data.test))
+        return Data(train, held_out, spread(train, 400), test)
 
     return load
 
@@ -37,16 +42,17 @@ _COMMON: dict[str, Any] = {
     "final_rate": 0.01,
 }
 
-VIT4X96_TINYIMAGENET = System(
-    name="vit4x96-tinyimagenet",
-    title="a tenth of TinyImageNet, vision transformer 4 × 96",
+VIT4X96_TINYIMAGENET20 = System(
+    name="vit4x96-tinyimagenet20",
+    title="20 classes of TinyImageNet, vision transformer 4 × 96",
     full_size=False,
-    epochs=20,
+    epochs=12,
     batch_size=64,
     lr=1e-3,
     warmup_epochs=1.0,
-    load=_load(9000, 1000),
-    network=lambda activation: VisionTransformer(activation, 200, size=64, patch=8, width=96, heads=3, layers=4),
+    score_batch=64,
+    load=_load(20),
+    network=lambda activation: VisionTransformer(activation, 20, size=64, patch=8, width=96, heads=3, layers=4),
     prepare=Pixels(_MEAN, _DEVIATION, shift=8),
     **_COMMON,
 )
@@ -58,7 +64,7 @@ DEIT_TINY_TINYIMAGENET = System(
     batch_size=256,
     lr=5e-4,
     warmup_epochs=5.0,
-    load=_load(90_000, 10_000),
+    load=_load(200),
     network=lambda activation: VisionTransformer(activation, 200),
     prepare=Pixels(_MEAN, _DEVIATION, shift=8, size=224),
     **_COMMON,

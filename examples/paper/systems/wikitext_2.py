@@ -75,7 +75,7 @@ GPT4X128_BYTES = System(
 GPT4X128_WORDS4K = System(
     name="gpt4x128-words4k",
     title="WikiText-2 in its 4096 most frequent words, GPT 4 × 128",
-    load=_words(4096, 64, 16_384),
+    load=_words(4096, 64, 8192),
     network=lambda activation: GPT(activation, 4096, context=64, width=128, heads=4, layers=4, dropout=0.0),
     batch_size=16,
     steps_per_epoch=110,
