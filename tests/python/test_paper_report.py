@@ -101,6 +101,12 @@ def test_drift_is_the_mean_over_layers_and_epochs_while_learning_and_over_the_ru
     assert runs.drift(record.epochs[:1]) is None
 
 
+def test_an_epoch_that_ends_at_the_switch_itself_has_learned_its_lambda():
+    phases = ["learn", "harden", "harden", "harden", "done"]
+    record = run(ADULT, "uniform", hardness=((1,), (2,), (4,), (6,), (8,)), phases=phases)
+    assert runs.learned_hardness(record) == [2]
+
+
 def test_what_is_never_hardened_learns_to_the_end_whatever_its_phase_is_called():
     record = run(ADULT, "uniform-learned", hardness=((1, 1), (2, 2), (3, 3)), settings={"hardens": False})
     record.epochs[-1]["phase"] = "done"

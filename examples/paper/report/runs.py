@@ -106,12 +106,11 @@ def learning_epochs(record: Record) -> list[dict[str, Any]]:
     """The epochs in which λ was learned, epoch 0 (before training) first. Where λ is never hardened: all of them."""
     if not is_hardened(record):
         return record.epochs
-    found = []
-    for epoch in record.epochs:
-        if epoch["epoch"] > 0 and epoch["phase"] in ("harden", "done"):
-            break
-        found.append(epoch)
-    return found
+    start = record.head["settings"]["arm"]["start"]
+    # At the switch itself the phase is called "harden" already, and λ is what has been learned.
+    switch = 0 if isinstance(start, str) else start * record.epochs[-1]["step"]
+    is_learned = (epoch["phase"] == "learn" or epoch["step"] <= switch for epoch in record.epochs)
+    return [epoch for epoch, learned in zip(record.epochs, is_learned, strict=True) if learned]
 
 
 def is_hardened(record: Record) -> bool:
