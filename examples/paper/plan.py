@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -19,6 +20,14 @@ from .training import Run
 
 ARM_SETTINGS = tuple(field.name for field in fields(Arm) if field.name not in ("name", "activation"))
 SYSTEM_SETTINGS = ("batch_size", "optimizer", "lr", "weight_decay", "warmup_epochs", "final_rate", "clip")
+CHOICES = {
+    "optimizer": ("SGD", "AdamW"),
+    "per": ("layer", "channel"),
+    "init": ("uniform", "increasing", "decreasing"),
+    "schedule": ("linear", "geometric", "harmonic", "cosine"),
+    "start": ("settled",),  # or a number
+}
+CUTS = ("--epochs", "--steps-per-epoch", "--examples")
 
 
 class UnknownNameError(ValueError):
@@ -36,26 +45,18 @@ def runs(arguments: argparse.Namespace) -> list[Run]:
     by_name = {arm.name: arm for arm in experiment.arms}
     arms = [_chosen("--arms", name, by_name) for name in arguments.arms or by_name]
     count = experiment.seeds if arguments.seeds is None else arguments.seeds
-    for flag, value in (("--seeds", count), ("--epochs", arguments.epochs), ("--examples", arguments.examples)):
+    for flag, value in (("--seeds", count), *((flag, getattr(arguments, flag[2:].replace("-", "_"))) for flag in CUTS)):
         if value is not None and value < 1:
             raise ValueError(f"{flag} must be at least 1, got {value}")
     cut = {"epochs": arguments.epochs, "steps_per_epoch": arguments.steps_per_epoch}
-    found = []
+    found = {}
     for seed, system, arm, chosen in itertools.product(range(count), systems, arms, _sweep(arguments.set)):
         changed_system, changed_arm = _changed(system, arm, chosen)
         changed_system = replace(changed_system, **{key: value for key, value in cut.items() if value is not None})
-        found.append(
-            Run(
-                changed_system,
-                changed_arm,
-                seed,
-                arguments.results,
-                arguments.cache,
-                arguments.device,
-                arguments.examples,
-            )
+        found[system.name, changed_arm.name, seed] = Run(
+            changed_system, changed_arm, seed, arguments.results, arguments.cache, arguments.device, arguments.examples
         )
-    return found
+    return list(found.values())
 
 
 def is_pending(run: Run) -> bool:
@@ -112,13 +113,20 @@ def _value(key: str, text: str, owner: System | Arm) -> Any:
     kind = {field.name: str(field.type) for field in fields(owner)}[key]
     if text == "None" and "None" in kind:
         return None
-    if kind == "bool":
-        return {"True": True, "False": False}[text]
-    for python_type in (int, float):
-        if python_type.__name__ in kind:
-            try:
-                return python_type(text)
-            except ValueError:
-                if "str" not in kind:
-                    raise ValueError(f"--set: {key} must be {kind}, got {text!r}") from None
-    return text
+    with contextlib.suppress(ValueError, KeyError):
+        if kind == "bool":
+            return {"True": True, "False": False}[text]
+        if "int" in kind:
+            return _positive(int(text))
+        if "float" in kind:
+            return float(text)
+    if "str" in kind and text in CHOICES.get(key, (text,)):
+        return text
+    told = f"{kind}, of {', '.join(CHOICES[key])}" if key in CHOICES else kind
+    raise ValueError(f"--set: {key} must be {told}, got {text!r}")
+
+
+def _positive(value: int) -> int:
+    if value < 1:
+        raise ValueError
+    return value

@@ -75,7 +75,9 @@ def main(given: list[str] | None = None) -> None:
             stop_after=arguments.stop_after,
         )
     except (MissingDataError, CorruptDataError, RecordMismatchError, plan.UnknownNameError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {error}" if distributed.is_first() else 1)
+    except KeyboardInterrupt:
+        sys.exit(workers.INTERRUPTED)
     sys.exit(outcome)
 
 

@@ -226,10 +226,14 @@ class Trainer:
                 return {"epoch": epoch, "step": done}
             self.progress.seconds += time.perf_counter() - started
             self.on_step(done)
-            if self.ranks.size == 1 or is_last or done % AGREE_EVERY == 0:
+            if is_last or self._may_pause(done):
                 self._pause(done)
         self.ranks.level(self.network)
         return None
+
+    def _may_pause(self, done: int) -> bool:
+        """The same in all processes; one alone has nobody to ask."""
+        return self.ranks.size == 1 or done % AGREE_EVERY == 0
 
     def _pause(self, done: int) -> None:
         """Saves where that is due in one of the processes, and stops where one of them was told to."""
@@ -402,7 +406,7 @@ class Trainer:
                 chosen = torch.randperm(len(self.data.train[1]), generator=order)
             self._train_step(wrapped, optimizer, step, chosen[: self.system.batch_size])
             chosen = chosen[self.system.batch_size :]
-            if (step + 1) % AGREE_EVERY == 0 and any(self.ranks.gathered(self.stop())):
+            if self._may_pause(step + 1) and any(self.ranks.gathered(self.stop())):
                 raise InterruptedRunError(f"{self.run.title}: stopped while it recovered, which begins anew")
         self.ranks.level(network)
 
