@@ -4,11 +4,16 @@
 #include <cmath>
 
 std::optional<std::vector<std::pair<std::string_view, std::string_view>>> read_command_line(
-    int argc, const char* const* argv, std::span<const std::string_view> known) {
+    int argc, const char* const* argv, std::span<const std::string_view> known,
+    std::span<const std::string_view> flags) {
   std::vector<std::pair<std::string_view, std::string_view>> options;
   for (int i = 1; i < argc; ++i) {
     std::string_view name = argv[i];
     if (name == "--help" || name == "-h") return std::nullopt;
+    if (std::ranges::find(flags, name) != flags.end()) {
+      options.emplace_back(name, "");
+      continue;
+    }
     std::optional<std::string_view> value;
     if (const auto equals = name.find('='); equals != name.npos) {
       value = name.substr(equals + 1);

@@ -12,9 +12,10 @@
 #include <vector>
 
 /// Names and values in the order given; nothing where --help or -h is among them. Throws std::invalid_argument for a
-/// name that is none of `known`, which it lists, and for one without a value.
+/// name that is none of `known`, which it lists, and for one without a value. `flags` are names that take none.
 std::optional<std::vector<std::pair<std::string_view, std::string_view>>> read_command_line(
-    int argc, const char* const* argv, std::span<const std::string_view> known);
+    int argc, const char* const* argv, std::span<const std::string_view> known,
+    std::span<const std::string_view> flags = {});
 
 /// Throws std::invalid_argument that says what was expected.
 template <typename Number>

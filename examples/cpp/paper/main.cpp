@@ -55,8 +55,13 @@ int run(const paper::Options& options) {
 int main(int argc, char** argv) {
   try {
     const auto options = paper::parse_options(argc, argv);
-    if (!options.help) return run(options);
-    std::cout << paper::usage();
+    if (options.help) {
+      std::cout << paper::usage();
+    } else if (options.show_settings) {
+      std::cout << paper::settings_of(options.system, options.arm, options.examples).text() << "\n";
+    } else {
+      return run(options);
+    }
     return 0;
   } catch (const MissingData& error) {
     std::cerr << "paper: " << error.what() << ": say --data-dir or set LAMBDA_GELU_DATA\n";

@@ -13,6 +13,8 @@ namespace {
 constexpr std::array<std::string_view, 8> kKnown = {"--system", "--arm",      "--seed",     "--epochs",
                                                     "--lr",     "--examples", "--data-dir", "--output"};
 
+constexpr std::array<std::string_view, 1> kFlags = {"--show-settings"};
+
 template <typename Item>
 std::string names_of(std::span<const Item> items) {
   std::string names;
@@ -29,7 +31,7 @@ std::filesystem::path default_data_dir() {
 
 Options parse_options(int argc, const char* const* argv) {
   Options options;
-  const auto given = read_command_line(argc, argv, kKnown);
+  const auto given = read_command_line(argc, argv, kKnown, kFlags);
   if (!given) {
     options.help = true;
     return options;
@@ -54,6 +56,8 @@ Options parse_options(int argc, const char* const* argv) {
       options.data_dir = value;
     } else if (name == "--output") {
       options.output = value;
+    } else if (name == "--show-settings") {
+      options.show_settings = true;
     }
   }
   options.system.epochs = epochs.value_or(options.system.epochs);
@@ -78,6 +82,7 @@ usage: paper [options]
   --examples N     only so many of each part of the data, to see whether it runs
   --data-dir DIR   folder with fashion-mnist/ and wikitext-2/ (default: LAMBDA_GELU_DATA, else data)
   --output FILE    the record (default build/paper-cpp/SYSTEM/ARM-SEED.jsonl)
+  --show-settings  writes the settings as JSON instead, without any data
   --help           this text
 )",
       names_of(systems()), systems().front().name, names_of(arms()));

@@ -17,6 +17,7 @@ struct Options {
   std::optional<int> examples;
   std::filesystem::path data_dir;
   std::filesystem::path output;
+  bool show_settings = false;
   bool help = false;
 };
 

@@ -13,8 +13,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kHeldOut = 5000;  // of Fashion-MNIST, which has no validation split
-constexpr int64_t kCalibrationImages = 2000;
-constexpr int64_t kContext = 64, kScoredBytes = 65'536, kCalibrationBytes = 8192;
+constexpr int64_t kCalibrationImages = 1000;
+constexpr int64_t kContext = 64, kScoredBytes = 16'384, kTestBytes = 65'536, kCalibrationBytes = 4096;
 
 // `count` examples at even distances, or all.
 Split spread(const Split& split, int64_t count) {
@@ -54,7 +54,7 @@ Splits load_wikitext_2(const fs::path& folder) {
   const auto train = windows_of(folder / "train.txt", 10'797'148);
   return {train, spread(windows_of(folder / "valid.txt", 1'121'681), kScoredBytes / kContext),
           spread(train, kCalibrationBytes / kContext),
-          spread(windows_of(folder / "test.txt", 1'256'449), 2 * kScoredBytes / kContext)};
+          spread(windows_of(folder / "test.txt", 1'256'449), kTestBytes / kContext)};
 }
 
 }  // namespace
