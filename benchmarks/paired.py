@@ -1,11 +1,13 @@
-"""Paired timing: two statements in turn, so that their ratio holds while the machine's speed drifts."""
+"""Paired timing: statements in turn, so that their ratios hold while the machine's speed drifts."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.utils.benchmark import Timer
 
 Call = Callable[[], object]
@@ -38,3 +40,43 @@ def paired(ours: Call, other: Call, *, threads: int = 1, pairs: int = 15, second
         speedup=statistics.median(b / a for a, b in times),
         pairs=pairs,
     )
+
+
+def in_turn(
+    calls: Sequence[Call], *, budget: float, turn: float = 0.05, rounds: tuple[int, int] = (7, 61)
+) -> list[list[float]]:
+    """Seconds per call of several calls, for each a list over rounds; every second round in the reverse order.
+
+    What takes long is not called more often than it must be, as :class:`Timer` would for its warm-up.
+
+    Args:
+        budget: seconds that the rounds may take together, within the fewest and the most of `rounds`.
+        turn: seconds, at least, that one call's turn of a round takes.
+    """
+    for call in calls:
+        _seconds_per_call(call, 1)
+    estimates = [_seconds_per_call(call, 1) for call in calls]
+    repeats = [max(1, round(turn / estimate)) for estimate in estimates]
+    round_seconds = sum(estimate * (count + (count > 1)) for estimate, count in zip(estimates, repeats, strict=True))
+    fewest, most = rounds
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(min(most, max(fewest, round(budget / round_seconds)))):
+        for index in range(len(calls))[:: 1 if number % 2 == 0 else -1]:
+            if repeats[index] > 1:
+                calls[index]()  # finds the caches as its own calls leave them
+            times[index].append(_seconds_per_call(calls[index], repeats[index]))
+    return times
+
+
+def _seconds_per_call(call: Call, count: int) -> float:
+    _wait_for_device()
+    started = time.perf_counter()
+    for _ in range(count):
+        call()
+    _wait_for_device()
+    return (time.perf_counter() - started) / count
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
