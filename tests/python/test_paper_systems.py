@@ -168,6 +168,7 @@ def test_every_augmented_image_is_a_shift_of_the_image_mirrored_or_not():
         seen.update(matches)
     assert {down for down, _, _ in seen} == {right for _, right, _ in seen} == set(range(5))
     assert {mirrored for _, _, mirrored in seen} == {False, True}
+    assert any(down != right for down, right, _ in seen)
 
 
 @pytest.mark.parametrize("size", [None, 28])
