@@ -218,18 +218,23 @@ class Trainer:
             start = (step - first) * self.system.batch_size
             rows = chosen[start : start + self.system.batch_size]
             self.progress.loss += self._train_step(self.wrapped, self.optimizer, step, rows)
-            if self.scheduler is not None:
-                self.scheduler.step()
             done = self.progress.step = step + 1
             is_last = done == first + self.steps_per_epoch
-            if (self.looks_at_every_loss or is_last or done % CHECK_EVERY == 0) and not math.isfinite(self._loss_sum()):
+            if self._looks_at_the_loss(done, is_last) and not math.isfinite(self._loss_sum()):
                 return {"epoch": epoch, "step": done}
+            if self.scheduler is not None:
+                self.scheduler.step()
             self.progress.seconds += time.perf_counter() - started
             self.on_step(done)
             if is_last or self._may_pause(done):
                 self._pause(done)
         self.ranks.level(self.network)
         return None
+
+    def _looks_at_the_loss(self, done: int, is_last: bool) -> bool:
+        """Also before hardening starts, which refuses a λ that is not finite."""
+        is_onset = self.scheduler is not None and self.scheduler.onset_step == done
+        return self.looks_at_every_loss or is_last or is_onset or done % CHECK_EVERY == 0
 
     def _may_pause(self, done: int) -> bool:
         """The same in all processes; one alone has nobody to ask."""
