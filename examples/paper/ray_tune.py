@@ -32,11 +32,12 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_worker_niceness": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-"""Ray neither reports its use, nor writes logs of its own, nor takes Ctrl-C."""
+"""Ray neither reports its use, nor writes logs of its own, nor takes Ctrl-C, nor lets others go first."""
 
 _received: dict[str, Data] = {}
 """In a worker: the data that it has been given, by the name of their object."""
@@ -78,19 +79,16 @@ def train(
 
 
 def _start(device: str, count: int | None, threads: int) -> None:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    # Processes find the package as this one does.
+    of_processes = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | of_processes)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    # Processes find the package as this one does, and their threads are counted as here.
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    quiet["runtime_env"] = {"env_vars": environment | {"OMP_NUM_THREADS": str(threads)}}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        ray.init(address=os.environ["RAY_ADDRESS"], runtime_env={"env_vars": of_processes}, **quiet)
         return
-    places = count or slots(device, threads)
     ray.init(
         address="local",
-        num_cpus=places * threads,
+        num_cpus=(count or slots(device, threads)) * threads,
         num_gpus=None if device.startswith("cuda") else 0,
         include_dashboard=False,
         **quiet,
