@@ -106,7 +106,9 @@ def run(
         point: dict[str, Any] = {"epoch": best_epoch} | scores(*before)
         point["swapped"] = None if swapped is None else scores(*swapped)
         if swapped is not None:
-            point["sites"] = [{"name": name, "ser_db": value} for name, value in zip(sites, ser_db, strict=False)]
+            point["sites"] = [
+                {"name": name, "hardness": 8.0, "ser_db": value} for name, value in zip(sites, ser_db, strict=False)
+            ]
         last = {"epoch": len(epochs) - 1} | scores(before[0] - 30, before[1] - 30)
         last["swapped"] = None if swapped is None else scores(swapped[0] - 30, swapped[1] - 30)
         best = point | {stage: scores(*values) for stage, values in (stages or {}).items()}

@@ -246,6 +246,15 @@ def test_a_study_stands_beside_the_protocol_and_relu_from_scratch_seed_by_seed()
     assert row[8:10] == ["0.50 ± 0.71 points", "1.00 ± 1.41 points"]
 
 
+def test_the_cost_of_the_swap_is_shown_by_the_ser_of_the_worst_site():
+    soft, hard = run(ADULT, "gelu", swapped=(70, 0)), run(ADULT, "uniform", swapped=(89, 0))
+    for epoch in hard.epochs:
+        epoch["ser_db"] = [45.0, 25.0]
+    hard.epochs[-1]["ser_db"] = [None, 31.0]  # None: infinite
+    (row,) = rows(studies.costs_by_ser(EVERY, runs.Runs([soft, hard, run(ADULT, "relu", swapped=None)])))
+    assert row == ["`adult`", "points", "–", "20.00 ± 0.00 (2)", "–", "–", "–", "1.00 (1)", "1.00 (1)"]
+
+
 def test_recovery_shows_every_stage_and_what_is_left_of_the_cost():
     stages = {"corrected": (88, 86.5), "recovered": (89, 88.75)}
     found = [run(ADULT, "gelu-recovered", seed, swapped=(85, 84), stages=stages) for seed in range(5)]

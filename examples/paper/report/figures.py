@@ -18,7 +18,8 @@ from PIL import Image
 from examples.paper.records import Record
 from examples.paper.system import System
 
-from .runs import MODES, Runs, learned_hardness, learning_epochs, rank_correlations, swap_costs
+from .runs import MODES, Runs, learned_hardness, learning_epochs, rank_correlations, swap_costs, unit
+from .studies import ser_and_cost
 from .tables import NETWORKS, Systems, grid, grid_drift, grid_score, mode_pairs, shown
 
 # Okabe and Ito's palette, which the colour-blind can tell apart.
@@ -43,10 +44,11 @@ def draw(systems: Systems, runs: Runs, folder: Path) -> list[str]:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    """As a PNG of 64 colours, which takes a third of the space."""
+    """As a PNG of 128 colours, which takes a third of the space."""
     content = io.BytesIO()
     figure.savefig(content, dpi=90, format="png", facecolor="white")
-    Image.open(content).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
+    picture = Image.open(content).convert("RGB")
+    picture.quantize(128, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def _panels(rows: int, columns: int, width: float = 4.2, height: float = 3.0) -> tuple[Figure, list[list[Axes]]]:
@@ -102,9 +104,10 @@ def _hardness_panel(axes: Axes, title: str, found: Sequence[Record]) -> None:
         first = site % every
         axes.plot(epochs, values, line, color=colour, markersize=4, markevery=(first, every), linewidth=1.4, **marks)
     learned = learning_epochs(found[0])[-1]["epoch"]
-    if learned < epochs[-1]:
+    is_hardened = learned < epochs[-1]
+    if is_hardened:
         axes.axvline(learned, color=BLACK, linewidth=0.7, linestyle=(0, (1, 3)))
-    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    axes.legend(fontsize=7, frameon=False, loc="lower right" if is_hardened else "best")
 
 
 def _named_sites(sites: int) -> Sequence[int]:
@@ -281,6 +284,8 @@ def swap_costs_of_all(systems: Systems, runs: Runs) -> Figure | None:
 
 def _cost_panel(axes: Axes, system: System, runs: Runs) -> None:
     arms = [arm for arm in (*NETWORKS, "uniform-30db", "uniform-40db") if arm != "relu" and runs.of(system.name, arm)]
+    axes.set_xscale("symlog", linthresh=1)
+    axes.xaxis.set_major_formatter("{x:g}")
     for row, (arm, (colour, _, marker)) in enumerate(zip(arms, [*STYLES, *STYLES], strict=False)):
         costs = swap_costs(runs, system, arm)
         axes.plot(costs, [row] * len(costs), marker, color=colour, mec="black", mew=0.5, ms=7, alpha=0.85)
@@ -291,9 +296,31 @@ def _cost_panel(axes: Axes, system: System, runs: Runs) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
+def costs_by_ser(systems: Systems, runs: Runs) -> Figure | None:
+    """What the swap costs on the validation data by the SER of the worst site: a mark for every epoch of every run."""
+    found = [system for system in shown(systems, runs) if runs.of(system.name, "gelu")]
+    title = "What the swap costs on the validation data after every epoch, by the SER of the worst site"
+    return _one_panel_each(found, title, runs, _ser_panel)
+
+
+def _ser_panel(axes: Axes, system: System, runs: Runs) -> None:
+    axes.set_yscale("symlog", linthresh=0.3)
+    kinds = (("gelu",), "GELU"), (MODES, "λ-GELU, to one λ"), (("uniform-30db", "uniform-40db"), "λ-GELU, to a SER")
+    for (arms, label), (colour, _, marker) in zip(kinds, STYLES, strict=False):
+        points = [pair for arm in arms for pair in ser_and_cost(system, runs.of(system.name, arm))]
+        if points:
+            face = "none" if label == "GELU" else colour
+            axes.plot(*zip(*points, strict=True), marker, color=colour, mfc=face, ms=3.5, mew=0.6, label=label)
+    axes.axhline(0, color=BLACK, linewidth=0.6)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(title=system.name, xlabel="SER of the worst site, dB", ylabel=f"cost, {unit(system)}")
+    axes.legend(fontsize=7, frameon=False)
+
+
 FIGURES: dict[str, Callable[[Systems, Runs], Figure | None]] = {
     "swap": swap_costs_of_all,
     "epochs": swap_over_epochs,
+    "ser": costs_by_ser,
     "hardness": hardness_over_epochs,
     "profiles": hardness_over_depth,
     "ranks": ranks,

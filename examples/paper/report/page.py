@@ -22,6 +22,7 @@ FIGURES = ROOT / "docs" / "results"
 ALT_TEXTS = {
     "swap": "What the swap to ReLU costs, by system and network",
     "epochs": "The validation metric over the epochs, as it stands and as ReLU",
+    "ser": "What the swap costs by the SER of the worst site, after every epoch",
     "hardness": "λ of every site over the epochs, by system and init",
     "profiles": "λ over the depth before training and when it is learned",
     "ranks": "Spearman's correlation of the layer profiles of two inits over the epochs",
@@ -40,6 +41,7 @@ def blocks(runs: Runs, cpp_runs: Runs, systems: dict[str, System] = SYSTEMS) -> 
         "grid": tables.grid_tables(systems, runs),
         "best-epochs": tables.best_epochs(systems, runs),
         "checkpoints": studies.checkpoints(systems, runs),
+        "costs-by-ser": studies.costs_by_ser(systems, runs),
         "language-models": studies.language_models(systems, runs),
         "studies": studies.arms(systems, runs),
         "recovery": studies.recovery(systems, runs),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 from collections.abc import Sequence
 
 from examples.markdown import spread, table
@@ -34,6 +37,8 @@ LABELS = {
     "uniform-recovered": "λ-GELU, trained on after the swap",
 }
 REFERENCE = "uniform"
+_EDGES = (-math.inf, 8, 12, 16, 20, 25, 30, math.inf)  # dB
+BANDS = tuple(itertools.pairwise(_EDGES))
 
 
 def arms(systems: Systems, runs: Runs) -> str:
@@ -92,19 +97,54 @@ def _beside(system: System, runs: Runs, arm: str, other: str, other_stage: str) 
 
 def checkpoints(systems: Systems, runs: Runs) -> str:
     """Which checkpoint each rule picks out of the same runs, and what its swap costs."""
+    rows = [
+        _checkpoint(system, runs, arm, rule)
+        for system in shown(systems, runs)
+        for arm in ("gelu", REFERENCE)
+        for rule in RULES
+        if runs.of(system.name, arm)
+    ]
+    header = ["system", "network", "checkpoint", "epoch", "mean λ", "worst site, dB", "→ ReLU, test", "costs"]
+    return table(header, rows) if rows else "Not run."
+
+
+def _checkpoint(system: System, runs: Runs, arm: str, rule: str) -> list[str]:
+    found = runs.of(system.name, arm)
+    stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
+    costs = f"{spread(swap_costs(runs, system, arm, rule), 2)} {unit(system)}"
+    epochs = spread([record.end[rule]["epoch"] for record in found], 1)
+    hardness, ser = spread(_mean_hardness(found, rule), 2), spread(worst_ser(found, rule), 1)
+    return [f"`{system.name}`", LABELS[arm], RULES[rule], epochs, hardness, ser, change(*stages, system), costs]
+
+
+def _mean_hardness(found: Sequence[Record], rule: str) -> list[float]:
+    return [statistics.mean(site["hardness"] for site in record.end[rule]["sites"]) for record in found]
+
+
+def costs_by_ser(systems: Systems, runs: Runs) -> str:
+    """What the swap costs on the validation data after every epoch of every run, by the SER of its worst site."""
     rows = []
     for system in shown(systems, runs):
-        for arm in ("gelu", REFERENCE):
-            found = runs.of(system.name, arm)
-            for rule, label in RULES.items() if found else ():
-                stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
-                costs = swap_costs(runs, system, arm, rule)
-                rows.append(
-                    [f"`{system.name}`", LABELS[arm], label, spread([r.end[rule]["epoch"] for r in found], 1)]
-                    + [spread(worst_ser(found, rule), 1), change(*stages, system), f"{spread(costs, 2)} {unit(system)}"]
-                )
-    header = ["system", "network", "checkpoint", "epoch", "worst site, dB", "→ ReLU, test", "costs"]
-    return table(header, rows) if rows else "Not run."
+        found = [pair for arm in runs.arms(system.name) for pair in ser_and_cost(system, runs.of(system.name, arm))]
+        cells = []
+        for low, high in BANDS:
+            costs = [cost for ser, cost in found if low <= ser < high]
+            cells.append(f"{spread(costs, 2)} ({len(costs)})" if costs else "–")
+        if found:
+            rows.append([f"`{system.name}`", unit(system), *cells])
+    names = [f"below {high:g} dB" if low == -math.inf else f"{low:g} to {high:g} dB" for low, high in BANDS[:-1]]
+    return table(["system", "in", *names, f"{BANDS[-1][0]:g} dB and above"], rows) if rows else "Not run."
+
+
+def ser_and_cost(system: System, found: Sequence[Record]) -> list[tuple[float, float]]:
+    """The SER of the worst site in dB and what the swap costs on the validation data, after every epoch of training."""
+    return [
+        (min(values), cost(system, epoch["validation"]["metric"], epoch["as_relu"]["metric"]))
+        for record in found
+        for epoch in record.epochs
+        if epoch["epoch"] > 0 and epoch["as_relu"]
+        if (values := [value for value in epoch["ser_db"] if value is not None])
+    ]
 
 
 def recovery(systems: Systems, runs: Runs) -> str:
