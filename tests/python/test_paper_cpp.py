@@ -65,10 +65,10 @@ def test_a_run_is_that_of_python(tmp_path, system, arm, tolerance):
     """Same random numbers, so the same weights, the same batches, and the same λ as long as roundings do not grow."""
     needs_data(system)
     python = tmp_path / "python"
-    run = Run(replace(SYSTEMS[system], epochs=4), ARMS[arm], 3, python, tmp_path, examples=64)
+    run = Run(replace(SYSTEMS[system], epochs=4), ARMS[arm], 3, python, tmp_path, examples=32)
     expected = Trainer(run, data_of(system)).train()
     file = tmp_path / "cpp" / system / f"{arm}-3.jsonl"
-    options = ("--arm", arm, "--seed", 3, "--epochs", 4, "--examples", 64, "--data-dir", DATA)
+    options = ("--arm", arm, "--seed", 3, "--epochs", 4, "--examples", 32, "--data-dir", DATA)
     finished = paper("--system", system, *options, "--output", file)
     assert finished.returncode == 0, finished.stderr
 

@@ -233,20 +233,22 @@ class Run {
     const auto chosen = at::randperm(splits_.train.size(), order, at::kLong);
     loss_sum_ = 0;
     for (int64_t i = 0; i < steps_per_epoch_; ++i) {
-      loss_sum_ += train_step(chosen.slice(0, i * system_.batch_size, (i + 1) * system_.batch_size));
-      if (!std::isfinite(loss_sum_)) end_without_loss(epoch);
+      train_step(epoch, chosen.slice(0, i * system_.batch_size, (i + 1) * system_.batch_size));
       watcher_.advance("epoch " + std::to_string(epoch) + ", " + score_line_);
       if (watcher_.stop()) throw Interrupted("stopped after step " + std::to_string(step_));
     }
   }
 
-  float train_step(const at::Tensor& chosen) {
+  void train_step(int epoch, const at::Tensor& chosen) {
     const double rate = system_.rate(step_, steps_per_epoch_);
     auto& param_groups = optimizer_->param_groups();
     for (size_t i = 0; i < param_groups.size(); ++i) param_groups[i].options().set_lr(initial_lr_[i] * rate);
     const auto batch = splits_.train.select(chosen);
     optimizer_->zero_grad();
     const auto loss = cross_entropy(network_->forward(batch.inputs()), batch.targets(), at::Reduction::Mean);
+    loss_sum_ += loss.item<float>();
+    ++step_;
+    if (!std::isfinite(loss_sum_)) end_without_loss(epoch);  // before it reaches a weight
     loss.backward();
     if (system_.clip) {
       std::vector<at::Tensor> weights;
@@ -257,8 +259,6 @@ class Run {
     }
     optimizer_->step();
     if (scheduler_) scheduler_->step();
-    ++step_;
-    return loss.item<float>();
   }
 
   // --- the record ----------------------------------------------------------------------------------------------------
