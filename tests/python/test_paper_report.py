@@ -255,6 +255,13 @@ def test_the_cost_of_the_swap_is_shown_by_the_ser_of_the_worst_site():
     assert row == ["`adult`", "points", "–", "20.00 ± 0.00 (2)", "–", "–", "–", "1.00 (1)", "1.00 (1)"]
 
 
+def test_relu_from_scratch_is_the_baseline_of_every_swapped_network_seed_by_seed():
+    found = [run(ADULT, "gelu", seed, swapped=(0, 80 + seed)) for seed in (0, 1)]
+    found += [run(ADULT, "relu", seed, before=(0, 85), swapped=None) for seed in (0, 1)]
+    row = row_of(studies.from_scratch(EVERY, runs.Runs(found)), "GELU → ReLU")
+    assert row[2:4] == ["4.50 ± 0.71 points", "4.50 ± 0.71 points"] and row[4].startswith("34.50")
+
+
 def test_recovery_shows_every_stage_and_what_is_left_of_the_cost():
     stages = {"corrected": (88, 86.5), "recovered": (89, 88.75)}
     found = [run(ADULT, "gelu-recovered", seed, swapped=(85, 84), stages=stages) for seed in range(5)]

@@ -12,7 +12,7 @@ from examples.paper.records import Record
 from examples.paper.system import System
 
 from .runs import MODES, RULES, STAGES, Runs, cost, metric, swap_costs, unit
-from .tables import Systems, change, digits, seeds, shown
+from .tables import NETWORKS, Systems, change, digits, seeds, shown
 
 LARGEST_COST = 0.5  # % of the perplexity, which the project allows the swap of a language model
 
@@ -67,13 +67,13 @@ def _arm(system: System, runs: Runs, arm: str) -> list[str]:
         stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
         costs = swap_costs(runs, system, arm, rule)
         cells += [change(*stages, system), f"{spread(costs, 2)} {unit(system)}"]
-    against = "–" if arm == REFERENCE else _beside(system, runs, arm, REFERENCE, "swapped")
+    against = "–" if arm == REFERENCE else _beside(system, runs, arm, REFERENCE)
     return [
         f"`{arm}`",
         ARMS[arm],
         *cells,
         against,
-        _beside(system, runs, arm, "relu", "before"),
+        _beside(system, runs, arm, "relu"),
         seeds(runs, system, arm),
     ]
 
@@ -87,10 +87,21 @@ def worst_ser(found: Sequence[Record], rule: str) -> list[float]:
     return worst
 
 
-def _beside(system: System, runs: Runs, arm: str, other: str, other_stage: str) -> str:
+def from_scratch(systems: Systems, runs: Runs) -> str:
+    """The ReLU network that every arm of Table II has led to, beside the one that was trained as such."""
+    rows = []
+    for system in shown(systems, runs):
+        for arm in (arm for arm in NETWORKS if arm != "relu" and runs.of(system.name, arm)):
+            beside = [_beside(system, runs, arm, "relu", rule=rule) for rule in RULES]
+            rows.append([f"`{system.name}`", NETWORKS[arm], *beside, seeds(runs, system, arm)])
+    return table(["system", "network", *RULES.values(), "seeds"], rows) if rows else "Not run."
+
+
+def _beside(system: System, runs: Runs, arm: str, other: str, *, rule: str = "best_as_relu") -> str:
     """What the ReLU network of an arm costs beside another's, each chosen on held-out data, each seed with itself."""
-    rules = ("best_as_relu", "best_as_relu" if other_stage == "swapped" else "best")
-    ours, others = metric(rules[0], "swapped", "test"), metric(rules[1], other_stage, "test")
+    ours = metric(rule, "swapped", "test")
+    is_relu = other == "relu"
+    others = metric("best" if is_relu else "best_as_relu", "before" if is_relu else "swapped", "test")
     costs = runs.paired(system.name, (arm, ours), (other, others), lambda a, b: cost(system, b, a))
     return f"{spread(costs, 2)} {unit(system)}" if costs else "–"
 
