@@ -59,6 +59,7 @@ bench: build
 	$(VENV)/python benchmarks/bench_op.py --aten $(BUILD)/benchmarks/cpp/bench_aten
 	$(VENV)/python benchmarks/bench_compile.py
 	$(VENV)/python benchmarks/bench_observe.py
+	$(VENV)/python benchmarks/bench_paper.py
 	$(VENV)/python benchmarks/accuracy.py $(BUILD)/tests/cpp/kernels/kernels_tests
 	$(VENV)/python benchmarks/machine_code.py --json $(BUILD)/src/liblambda_gelu.so
 	$(VENV)/python benchmarks/report.py

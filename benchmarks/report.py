@@ -310,6 +310,62 @@ outside, and beside it again when the observation has ended:
 """
 
 
+def paper_steps(rows: list[dict]) -> str:
+    lines = []
+    for r in rows:
+        if r["case"] != "training step":
+            continue
+        low, high = r["quartiles"]
+        lines.append(
+            [r["title"], r["differs"] or f"batch {r['batch']}"]
+            + [f"{r[key] / 1e3:.2f}" for key in ("ours_us", "gelu_us", "relu_us")]
+            + [f"{r['ours_over_gelu']:.3f} ({low:.3f} to {high:.3f})", f"≤ {r['reach']:g}"]
+            + [verdict(r["ours_over_gelu"], r["reach"], at_most=True), f"{r['relu_over_gelu']:.3f}"]
+        )
+    header = ["system", "step", "LambdaGELU, ms", "nn.GELU, ms", "nn.ReLU, ms", "LambdaGELU / nn.GELU (quartiles)"]
+    return table([*header, "asked", "reached", "nn.ReLU / nn.GELU"], lines)
+
+
+def paper_cores(rows: list[dict]) -> str:
+    """Which of the two keeps two cores busy better, where it has been measured."""
+    lines = [
+        [r["title"], f"{r['alone_s']:.2f}", f"{r['side_by_side_s']:.2f}", f"{r['two_threads_s']:.2f}"]
+        + [f"{r['speedup_of_two_runs']:.2f}"]
+        for r in rows
+        if r["case"] == "two cores"
+    ]
+    if not lines:
+        return ""
+    header = ["system", "one run alone, one thread", "each of two runs, one thread", "one run, two threads"]
+    return f"""Seconds of an epoch with all that the runner notes: of one run alone, of two runs side by side, each a
+process with one thread, and of one run on two threads. The last column: epochs of the two runs in the time of one epoch
+on two threads.
+
+{table([*header, "two runs / two threads"], lines)}
+
+"""
+
+
+def paper() -> str:
+    """The section on the paper's experiments, where it has been measured."""
+    if not (RESULTS / "paper.json").exists():
+        return ""
+    result = load("paper")
+    rows = result["rows"]
+    step = next(r for r in rows if "threads" in r)
+    threads = "one thread" if step["threads"] == 1 else f"{step['threads']} threads"
+    return f"""## The paper's systems
+
+`benchmarks/bench_paper.py`, on {step["device"]}, {threads}, random inputs. A training step of the systems of
+`examples/paper` in the phase where λ is learned: forward, loss, backward, optimizer and `scheduler.step()`; beside it
+the same with nn.GELU and with nn.ReLU, which have no λ to learn and none to schedule. A smaller batch than the system's
+is told.
+
+{paper_steps(rows)}
+
+{paper_cores(rows)}"""
+
+
 def machine(description: dict) -> str:
     keep = ("gpu", "compute_capability", "multiprocessors", "gpu_memory_bytes", "l2_bytes", "driver", "torch_cuda")
     keep += ("cpu", "family_model", "cores", "caches", "clock_GHz", "last_level_cache_bytes", "torch", "date", "commit")
@@ -377,7 +433,7 @@ By {machine_code["assembler"]}. {spills(machine_code["rows"])}
 
 {small_planes(machine_code["rows"])}
 
-{cuda()}{compiled()}{observed()}## The op, and what users would call otherwise
+{cuda()}{compiled()}{observed()}{paper()}## The op, and what users would call otherwise
 
 Backward rows include dλ for ours; `F.gelu` and ATen have none, and lose the negative tail. At 64M elements in fresh
 memory the page faults cost several times the arithmetic; `x.clone()` shows what they alone cost.
