@@ -82,7 +82,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[tuple[Group, str]]:
-    """The group of torchrun's processes while it is used, and this one's device.
+    """The group of torchrun's processes and this one's device; the group ends with the context if it began with it.
 
     Raises:
         ValueError: for a device with a number, since every process has its own.
@@ -93,6 +93,9 @@ def joined(device: str) -> Iterator[tuple[Group, str]]:
     if is_cuda:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    if torch.distributed.is_initialized():
+        yield Group(), device
+        return
     torch.distributed.init_process_group("nccl" if is_cuda else "gloo")
     try:
         yield Group(), device
