@@ -104,6 +104,7 @@ for tool in $(missing_of $tools); do
     ninja) cost="make builds instead" ;;
     pytest) cost="no Python tests" ;;
     numpy | hypothesis | mpmath | transformers | lightning | accelerate | safetensors | tensorboard | onnx*) cost="the tests that import it are skipped" ;;
+    ray*) cost="the paper's experiments run one after the other; the test of many at a time is skipped" ;;
     scikit-learn | matplotlib | tqdm) cost="no make demo; its tests are skipped" ;;
     *) cost="no make lint" ;;
   esac
