@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,3 +82,16 @@ def _seconds_per_call(call: Call, count: int) -> float:
 def _wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def keep_memory() -> bool:
+    """Makes the C library keep what is freed, where it is glibc; returns whether it does.
+
+    Otherwise it gives the gradients of large layers back to the system in every step and takes them again, page by
+    page. How many of them depends on what lies behind them in memory, and so differs by chance between two networks.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, 2**31 - 1))

@@ -1,6 +1,7 @@
 """benchmarks/bench_paper.py for a moment: that every system's step runs, and what its page says of it."""
 
 import dataclasses
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,28 @@ def test_calls_in_turn_are_timed_in_turn_every_second_round_backwards():
     times = paired.in_turn(calls, budget=0.0, turn=0.0, rounds=(3, 5))
     assert order == [*"ab", *"ab", *"ab", *"ba", *"ab"]
     assert [len(each) for each in times] == [3, 3]
+
+
+KEEPING = """
+import resource, sys, torch
+sys.path.insert(0, "benchmarks")
+import paired
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+given_back, keeps = faults(), paired.keep_memory()
+torch.ones(2**24)
+print(keeps, given_back, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_that_is_kept_is_not_taken_from_the_system_again():
+    done = subprocess.run([sys.executable, "-c", KEEPING], cwd=ROOT, capture_output=True, text=True, check=True)
+    keeps, given_back, kept = done.stdout.split()
+    assert keeps == "True" and int(kept) < 100 < int(given_back)
 
 
 @pytest.mark.parametrize(("ratio", "reach", "said"), [(1.009, 1.01, "yes"), (1.011, 1.01, "**no**")])
