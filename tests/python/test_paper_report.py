@@ -262,6 +262,14 @@ def test_relu_from_scratch_is_the_baseline_of_every_swapped_network_seed_by_seed
     assert row[2:4] == ["4.50 ± 0.71 points", "4.50 ± 0.71 points"] and row[4].startswith("34.50")
 
 
+def test_what_the_sites_are_given_is_told_from_the_lowest_to_the_highest_mean_over_the_seeds():
+    found = [run(ADULT, "uniform", seed, **HARDENED) for seed in (0, 1)]
+    for seed, record in enumerate(found):
+        record.epochs[-1] |= {"sigma": [0.5 + seed, 0.25], "ser_db": [None, 20.0] if seed else [10.0, 30.0]}
+    row = row_of(studies.sites(EVERY, runs.Runs(found)), "`adult`")
+    assert row[2:] == ["4.00", "0.25 to 1.00", "4.00", "10.00 to 25.00"]
+
+
 def test_recovery_shows_every_stage_and_what_is_left_of_the_cost():
     stages = {"corrected": (88, 86.5), "recovered": (89, 88.75)}
     found = [run(ADULT, "gelu-recovered", seed, swapped=(85, 84), stages=stages) for seed in range(5)]

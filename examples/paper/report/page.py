@@ -42,6 +42,7 @@ def blocks(runs: Runs, cpp_runs: Runs, systems: dict[str, System] = SYSTEMS) -> 
         "best-epochs": tables.best_epochs(systems, runs),
         "checkpoints": studies.checkpoints(systems, runs),
         "from-scratch": studies.from_scratch(systems, runs),
+        "sites": studies.sites(systems, runs),
         "costs-by-ser": studies.costs_by_ser(systems, runs),
         "language-models": studies.language_models(systems, runs),
         "studies": studies.arms(systems, runs),

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from examples.markdown import spread, table
+from examples.markdown import number, spread, table
 from examples.paper.records import Record
 from examples.paper.system import System
 
@@ -130,6 +130,27 @@ def _checkpoint(system: System, runs: Runs, arm: str, rule: str) -> list[str]:
 
 def _mean_hardness(found: Sequence[Record], rule: str) -> list[float]:
     return [statistics.mean(site["hardness"] for site in record.end[rule]["sites"]) for record in found]
+
+
+def sites(systems: Systems, runs: Runs) -> str:
+    """What the sites are given when the training has ended, from the lowest to the highest: means over the seeds."""
+    rows = []
+    for system in shown(systems, runs):
+        for arm in ("gelu", REFERENCE):
+            last = [record.epochs[-1] for record in runs.of(system.name, arm)]
+            if last:
+                cells = [_range([epoch[key] for epoch in last]) for key in ("hardness", "sigma", "kappa", "ser_db")]
+                rows.append([f"`{system.name}`", LABELS[arm], *cells])
+    return table(["system", "network", "λ", "σ", "κ = λσ", "SER, dB"], rows) if rows else "Not run."
+
+
+def _range(found: Sequence[Sequence[float | None]]) -> str:
+    known = [[value for value in site if value is not None] for site in zip(*found, strict=True)]
+    means = [statistics.mean(site) for site in known if site]
+    if not means:
+        return "–"
+    low, high = number(min(means), 2), number(max(means), 2)
+    return low if low == high else f"{low} to {high}"
 
 
 def costs_by_ser(systems: Systems, runs: Runs) -> str:
