@@ -199,7 +199,8 @@ def _rank_panel(axes: Axes, system: System, runs: Runs) -> None:
         every = max(len(epochs) // 8, 1)
         axes.plot(epochs, means, line, color=colour, marker=marker, ms=4, markevery=every, label=f"{first}, {second}")
     axes.axhline(0, color=BLACK, linewidth=0.6)
-    axes.set(title=system.name, xlabel="epoch, λ being learned", ylabel="Spearman's ρ", ylim=(-1.05, 1.05))
+    axes.set(title=system.name, xlabel="epoch, λ being learned", ylabel="Spearman's ρ", ylim=(-1.9, 1.05))
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.legend(fontsize=7, frameon=False, loc="lower right")
 
@@ -284,11 +285,12 @@ def swap_costs_of_all(systems: Systems, runs: Runs) -> Figure | None:
 
 def _cost_panel(axes: Axes, system: System, runs: Runs) -> None:
     arms = [arm for arm in (*NETWORKS, "uniform-30db", "uniform-40db") if arm != "relu" and runs.of(system.name, arm)]
-    axes.set_xscale("symlog", linthresh=1)
-    axes.xaxis.set_major_formatter("{x:g}")
-    for row, (arm, (colour, _, marker)) in enumerate(zip(arms, [*STYLES, *STYLES], strict=False)):
-        costs = swap_costs(runs, system, arm)
-        axes.plot(costs, [row] * len(costs), marker, color=colour, mec="black", mew=0.5, ms=7, alpha=0.85)
+    costs = [swap_costs(runs, system, arm) for arm in arms]
+    if max(abs(cost) for of_arm in costs for cost in of_arm) > 3:
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter("{x:g}")
+    for row, (of_arm, (colour, _, marker)) in enumerate(zip(costs, [*STYLES, *STYLES], strict=False)):
+        axes.plot(of_arm, [row] * len(of_arm), marker, color=colour, mec="black", mew=0.5, ms=7, alpha=0.85)
     axes.axvline(0, color=BLACK, linewidth=0.8)
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
