@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
@@ -129,9 +130,13 @@ def read_file(file: Path) -> Record:
 
 
 def read(folder: Path) -> list[Record]:
-    """All records of a folder, by system, arm and seed."""
-    files = [*folder.glob("*/*.jsonl"), *folder.glob("*/*.jsonl.gz")]
-    return sorted(map(read_file, files), key=lambda record: (record.system, record.arm, record.seed))
+    """All records of a folder, by system, arm and seed; of a run that is over, one."""
+    found: dict[tuple[str, str, int], Record] = {}
+    for file in [*folder.glob("*/*.jsonl"), *folder.glob("*/*.jsonl.gz")]:
+        with contextlib.suppress(FileNotFoundError):  # a run may end meanwhile
+            record = read_file(file)
+            found[record.system, record.arm, record.seed] = record
+    return [found[key] for key in sorted(found)]
 
 
 def _line(line: Line) -> str:

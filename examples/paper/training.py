@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from .machine import describe
 from .records import Line, Record
 from .system import Data, System
 
-SAVE_EVERY = 30.0  # seconds between two checkpoints, at most
+SAVE_EVERY = 30.0  # seconds between two checkpoints, at least
+SAVE_SHARE = 0.02  # of the time that may go into checkpoints
 CHECK_EVERY = 50  # steps between two looks at the loss, which has to come from the device
 AGREE_EVERY = 10  # steps between two questions to all processes whether one of them was told to stop
 
@@ -113,6 +115,8 @@ class Progress:
     epochs: list[Line] = field(default_factory=list)
     seconds: float = 0.0
     """Of training in the present epoch."""
+    saving: float = 0.0
+    """Seconds that its checkpoints took."""
 
 
 class Trainer:
@@ -150,7 +154,7 @@ class Trainer:
         self.wrapped = self.ranks.wrapped(self.network)
         self.progress = Progress(loss=torch.zeros((), device=run.device))
         self.looks_at_every_loss = run.device == "cpu" and self.ranks.size == 1
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_after = time.monotonic(), SAVE_EVERY
 
     def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         multiplier = self.system.lr_multiplier if self.arm.lr_multiplier is None else self.arm.lr_multiplier
@@ -242,7 +246,7 @@ class Trainer:
 
     def _pause(self, done: int) -> None:
         """Saves where that is due in one of the processes, and stops where one of them was told to."""
-        asked = self.ranks.gathered((self.stop(), time.monotonic() - self.saved_at > SAVE_EVERY))
+        asked = self.ranks.gathered((self.stop(), time.monotonic() - self.saved_at > self.save_after))
         must_stop, must_save = (any(column) for column in zip(*asked, strict=True))
         if must_stop or must_save:
             self._save()
@@ -309,6 +313,8 @@ class Trainer:
                 self._keep(rule, len(record.epochs), metric)
             progress.loss.zero_()
             progress.seconds = 0.0
+        seconds["log"] += progress.saving
+        progress.saving = 0.0
         line["seconds"] = seconds
         if ranks.rank == 0:
             records.append(run.results, record, line)
@@ -418,15 +424,21 @@ class Trainer:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        self.saved_at = time.monotonic()
+        started = time.monotonic()
         own = {
             "loss": self.progress.loss.cpu(),
             "random": torch.get_rng_state(),
             "device_random": torch.cuda.get_rng_state(self.run.device) if self._is_cuda else None,
         }
         of_processes = self.ranks.gathered(own)
-        if self.ranks.rank != 0:
-            return
+        if self.ranks.rank == 0:
+            self._write_checkpoint(of_processes)
+        self.saved_at = time.monotonic()
+        seconds = self.saved_at - started
+        self.save_after = max(SAVE_EVERY, seconds / SAVE_SHARE)
+        self.progress.saving += seconds
+
+    def _write_checkpoint(self, of_processes: list[dict[str, Any]]) -> None:
         progress = vars(self.progress) | {"best": {rule: vars(best) for rule, best in self.progress.best.items()}}
         state = {
             "head": self.run.head,
@@ -446,7 +458,10 @@ class Trainer:
         file = self.run.checkpoint
         if not file.exists():
             return
-        state = torch.load(file, weights_only=True, map_location=self.run.device)
+        try:
+            state = torch.load(file, weights_only=True, map_location=self.run.device)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise records.RecordMismatchError(f"{file} is no checkpoint: delete it, and the run begins anew") from error
         records.check_settings(state["head"], self.run.head, file)
         kept = {rule: Best(**best) for rule, best in state["progress"].pop("best").items()}
         self.progress = Progress(**state["progress"], best=kept)

@@ -142,6 +142,19 @@ def test_a_run_that_is_over_is_not_made_again(tmp_path):
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
 
 
+def test_of_a_run_that_is_over_there_is_one_record(tmp_path):
+    """Killed after the compressed file was written and before the other was deleted."""
+    of = make(tmp_path, "relu")
+    with pytest.raises(InterruptedRunError):
+        trained(of, stop=lambda: True)
+    file = records.path(of.results, "standin", "relu", 0)
+    unfinished = file.read_bytes()
+    trained(of)
+    file.write_bytes(unfinished)
+    (record,) = records.read(of.results)
+    assert record.is_finished and of.record().is_finished
+
+
 # --- what a record says -----------------------------------------------------------------------------------------------
 
 
@@ -285,6 +298,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     records.path(of.results, "standin", "uniform", 0).unlink()
     with pytest.raises(records.RecordMismatchError, match=r"uniform-0\.pt.*lr = 0\.05, now 0\.1"):
         trained(make(tmp_path, "uniform", replace(STANDIN, lr=0.1)))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    of = make(tmp_path, "uniform")
+    with pytest.raises(InterruptedRunError):
+        trained(of, stop=lambda: True)
+    content = of.checkpoint.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"no checkpoint"):
+        of.checkpoint.write_bytes(damaged)
+        with pytest.raises(records.RecordMismatchError, match=r"uniform-0\.pt is no checkpoint: delete it"):
+            trained(of)
 
 
 @pytest.mark.parametrize(
