@@ -355,8 +355,8 @@ def paper() -> str:
     step = next(r for r in rows if "threads" in r)
     memory = ""
     if result["machine"].get("keeps_memory"):
-        memory = """ The C library keeps what is freed: else it gives gradients of large layers back to the system in every
-step and takes them again page by page, by chance more for one of the three than for another."""
+        memory = """ The C library keeps what is freed: else it gives gradients of large layers back to the system
+in every step and takes them again page by page, by chance more for one of the three than for another."""
     threads = "one thread" if step["threads"] == 1 else f"{step['threads']} threads"
     return f"""## The paper's systems
 

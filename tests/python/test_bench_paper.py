@@ -83,20 +83,19 @@ sys.path.insert(0, "benchmarks")
 import paired
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(2**24)  # 64 MiB
+    torch.ones(10 * 2**20)  # 40 MiB, more than malloc takes from its heap by default
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-given_back, keeps = faults(), paired.keep_memory()
-torch.ones(2**24)
-print(keeps, given_back, faults())
+given_back = [faults() for _ in range(4)]
+print(paired.keep_memory(), *given_back, *[faults() for _ in range(16)])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_that_is_kept_is_not_taken_from_the_system_again():
     done = subprocess.run([sys.executable, "-c", KEEPING], cwd=ROOT, capture_output=True, text=True, check=True)
-    keeps, given_back, kept = done.stdout.split()
-    assert keeps == "True" and int(kept) < 100 < int(given_back)
+    keeps, *faults = done.stdout.split()
+    # A few times a small block may lie where the large one would have to grow.
+    assert keeps == "True" and sum(map(int, faults[-4:])) < 20 <= sum(map(int, faults[:4]))
 
 
 @pytest.mark.parametrize(("ratio", "reach", "said"), [(1.009, 1.01, "yes"), (1.011, 1.01, "**no**")])
