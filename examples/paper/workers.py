@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -110,8 +112,8 @@ def attempt(
 ) -> Outcome:
     """One run. `on_step` is given the number of steps that are done, first where the run goes on from."""
     try:
-        trainer = Trainer(run, data, stop=stop, on_step=on_step, ranks=ranks)
-        record = trainer.train()
+        with _claimed(run) if ranks is None or ranks.rank == 0 else contextlib.nullcontext():
+            record = Trainer(run, data, stop=stop, on_step=on_step, ranks=ranks).train()
     except InterruptedRunError as error:
         return Outcome("interrupted", str(error))
     except Exception as error:
@@ -125,6 +127,23 @@ def attempt(
     where = record.end["where"]
     status = record.end["status"]
     return Outcome("non-finite loss", f"{run.title}: {status} at step {where['step']}, in epoch {where['epoch']}")
+
+
+@contextlib.contextmanager
+def _claimed(run: Run) -> Iterator[None]:
+    """Keeps others from training the same run at the same time; the claim ends with the process.
+
+    Raises:
+        RuntimeError: where another process is at it.
+    """
+    file = run.checkpoint.with_suffix(".claim")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as claim:
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is training this run ({file} is locked)") from None
+        yield
 
 
 class Overview:

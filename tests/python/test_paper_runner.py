@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import itertools
@@ -374,6 +375,17 @@ def test_a_run_that_fails_says_why_and_keeps_the_others(tmp_path, monkeypatch, c
     assert ended(tmp_path, "--epochs", "1", "--workers", "1") == 1
     assert "standin, broken, seed 0: ValueError: schedule" in capsys.readouterr().err
     assert [arm for _, arm, _ in paper_standin.read(tmp_path)] == ["gelu"]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    of = make(tmp_path, "uniform")
+    of.checkpoint.parent.mkdir(parents=True)
+    with of.checkpoint.with_suffix(".claim").open("w") as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        outcome = workers.attempt(of, DATA, stop=lambda: False, on_step=lambda step: None)
+    assert outcome.kind == "error" and "another process is training this run" in outcome.message
+    assert of.record() is None
+    assert workers.attempt(of, DATA, stop=lambda: False, on_step=lambda step: None) == workers.Outcome("finished")
 
 
 def test_without_ray_the_runs_are_done_one_after_the_other(tmp_path, monkeypatch, capsys):
