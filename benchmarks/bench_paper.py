@@ -94,6 +94,7 @@ CASES = (
     Case("gpt2-bytes", tokens(256, 256), small_batch=1, remark="context 256"),
 )
 TWO_CORES = ("adult", "fashion-mnist")
+PATIENCE = 60.0  # seconds, for an epoch of one or two
 
 
 def training_step(arm: Arm, case: Case, batch: int) -> Callable[[], None]:
@@ -157,11 +158,12 @@ def steps(record: Recorder, names: list[str], budget: float) -> None:
 
 
 def epoch_seconds(name: str, folder: Path, threads: int, connection: Connection) -> None:
-    """Trains one epoch each time that it is asked to, with all that the runner notes, and answers with its seconds."""
+    """Trains an epoch whenever it is asked to, with all that the runner notes, and answers with its seconds."""
     torch.set_num_threads(threads)
     system = dataclasses.replace(SYSTEMS[name], epochs=1)
     data = system.load(folder, False)
-    while connection.recv():
+    while True:
+        connection.recv()
         with tempfile.TemporaryDirectory() as scratch:
             run = Run(system, LEARNED, 0, Path(scratch), Path(scratch))
             record = Trainer(run, data).train()
@@ -186,11 +188,14 @@ class Trainers:
         """Of one epoch, where these train at the same time: the mean over them."""
         for index in chosen:
             self._pipes[index].send(True)
+        late = [index for index in chosen if not self._pipes[index].poll(PATIENCE)]
+        if late:
+            raise TimeoutError(f"no epoch within {PATIENCE:g} s: something else keeps the cores busy")
         return statistics.fmean(self._pipes[index].recv() for index in chosen)
 
     def close(self) -> None:
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            pipe.send(False)
+        for process in self._processes:
+            process.terminate()
             process.join()
 
 
@@ -200,6 +205,9 @@ def two_cores(record: Recorder, folder: Path, rounds: int) -> None:
         try:
             trainers.seconds(0, 1), trainers.seconds(2)  # loads, warms up
             pairs = [(trainers.seconds(0, 1), trainers.seconds(2), trainers.seconds(0)) for _ in range(rounds)]
+        except TimeoutError as error:
+            print(f"{name} on two cores left out: {error}", flush=True)
+            continue
         finally:
             trainers.close()
         side_by_side, together, alone = zip(*pairs, strict=True)
