@@ -260,6 +260,9 @@ def test_relu_from_scratch_is_the_baseline_of_every_swapped_network_seed_by_seed
     found += [run(ADULT, "relu", seed, before=(0, 85), swapped=None) for seed in (0, 1)]
     row = row_of(studies.from_scratch(EVERY, runs.Runs(found)), "GELU → ReLU")
     assert row[2:4] == ["4.50 ± 0.71 points", "4.50 ± 0.71 points"] and row[4].startswith("34.50")
+    found += [run(ADULT, "uniform", seed, before=(0, 84), swapped=(0, 83.5)) for seed in (0, 1)]
+    (row,) = rows(studies.summary(EVERY, runs.Runs(found)))
+    assert [cell.split(" ±")[0] for cell in row] == ["adult, small", "8.50", "0.50", "1.50", "2: too few"]
 
 
 def test_what_the_sites_are_given_is_told_from_the_lowest_to_the_highest_mean_over_the_seeds():
@@ -283,7 +286,7 @@ def test_cpp_agrees_where_its_mean_is_within_the_spread_over_seeds(shift, verdic
         return runs.Runs(run(ADULT, "uniform", s, hardness=((1.0,), (v,))) for s, v in enumerate(values))
 
     text = tables.cpp(EVERY, of((1.5, 1.6, 1.7)), of((1.5 + shift, 1.6 + shift, 1.7 + shift)))
-    assert row_of(text, "`site0`")[4:] == [verdict, f"{shift:.4f}", "3, 3"]
+    assert row_of(text, "`site0`")[4:] == [verdict, f"{shift:.1e}", "3, 3"]
     assert row_of(text, "87.00")[1:] == ["89.00 ± 0.00", "89.00 ± 0.00", "87.00 ± 0.00", "87.00 ± 0.00"]
     assert tables.cpp(EVERY, of((1.5,)), runs.Runs([])) == "Not run."
 
@@ -311,16 +314,19 @@ def test_the_report_fills_a_page_from_the_records_alone_and_draws_every_figure(t
     for record in every_kind_of_record():
         records.write(tmp_path / "records", record)
     names = [*page.blocks(runs.Runs([]), runs.Runs([]), EVERY), *(f"figure-{name}" for name in page.ALT_TEXTS)]
-    target = tmp_path / "page.md"
+    target, readme = tmp_path / "page.md", tmp_path / "README.md"
+    readme.write_text("<!-- paper --><!-- /paper -->")
     target.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in names))
-    told = page.write(tmp_path / "records", tmp_path / "nothing", target, tmp_path / "figures", EVERY)
+    where = {"cpp_results": tmp_path / "nothing", "page": target, "figures": tmp_path / "figures", "readme": readme}
+    told = page.write(tmp_path / "records", systems=EVERY, **where)
     assert told.startswith(f"{len(every_kind_of_record())} records")
     for name, text in page.ALT_TEXTS.items():
         picture = tmp_path / "figures" / f"{name}.png"
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
         assert f"![{text}](figures/{name}.png)" in target.read_text()
+    assert "small-gpt, small" in readme.read_text()
     with pytest.raises(ValueError, match="holds no records"):
-        page.write(tmp_path / "nothing", tmp_path / "nothing", target, tmp_path / "figures", EVERY)
+        page.write(tmp_path / "nothing", **where)
 
 
 PAGE = page.PAGE.read_text(encoding="utf-8") if page.PAGE.exists() else ""
@@ -331,6 +337,8 @@ def test_the_committed_page_is_what_the_committed_records_say():
     found, cpp_found = records.read(page.RESULTS), records.read(page.CPP_RESULTS)
     expected = page.blocks(runs.Runs(found), runs.Runs(cpp_found))
     filled = {match["name"]: match["text"] for match in FILLED.finditer(PAGE)}
+    for name, text in page.summary(runs.Runs(found)).items():
+        assert f"<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->" in page.README.read_text(encoding="utf-8")
     pictures = {name for name in filled if name.startswith("figure-")}
     assert filled.keys() - pictures == expected.keys()
     for name, text in expected.items():

@@ -18,6 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "paper"
 CPP_RESULTS = ROOT / "benchmarks" / "results" / "paper-cpp"
 PAGE = ROOT / "docs" / "results.md"
 FIGURES = ROOT / "docs" / "results"
+README = ROOT / "README.md"
 
 ALT_TEXTS = {
     "swap": "What the swap to ReLU costs, by system and network",
@@ -52,17 +53,24 @@ def blocks(runs: Runs, cpp_runs: Runs, systems: dict[str, System] = SYSTEMS) -> 
     }
 
 
+def summary(runs: Runs, systems: dict[str, System] = SYSTEMS) -> dict[str, str]:
+    """What stands between the markers of README."""
+    return {"paper": studies.summary(systems, runs)}
+
+
 def write(
     results: Path = RESULTS,
+    *,
     cpp_results: Path = CPP_RESULTS,
     page: Path = PAGE,
     figures: Path = FIGURES,
     systems: dict[str, System] = SYSTEMS,
+    readme: Path = README,
 ) -> str:
-    """Writes the blocks of the page and every figure; returns what to tell.
+    """Writes the blocks of the page and of README and every figure; returns what to tell.
 
     Raises:
-        ValueError: where there is no record, or the page lacks a marker.
+        ValueError: where there is no record, or a page lacks a marker.
     """
     from .figures import draw  # noqa: PLC0415 - needs matplotlib
 
@@ -74,4 +82,5 @@ def write(
     relative = Path(os.path.relpath(figures, page.parent)).as_posix()
     pictures = {f"figure-{name}": f"![{ALT_TEXTS[name]}]({relative}/{name}.png)" for name in drawn}
     markdown.fill(page, blocks(runs, cpp_runs, systems) | pictures)
-    return f"{len(found)} records: wrote {page} and {len(drawn)} figures into {figures}"
+    markdown.fill(readme, summary(runs, systems))
+    return f"{len(found)} records: wrote {page}, {readme} and {len(drawn)} figures into {figures}"

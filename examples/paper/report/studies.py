@@ -97,6 +97,18 @@ def from_scratch(systems: Systems, runs: Runs) -> str:
     return table(["system", "network", *RULES.values(), "seeds"], rows) if rows else "Not run."
 
 
+def summary(systems: Systems, runs: Runs) -> str:
+    """Every system that has run in a line, for README: on the test data, by the paper's rule."""
+    rows = []
+    for system in shown(systems, runs):
+        costs = [swap_costs(runs, system, arm) for arm in ("gelu", REFERENCE)]
+        cells = [f"{spread(found, 2)} {unit(system)}" if found else "–" for found in costs]
+        beside = _beside(system, runs, REFERENCE, "relu", rule="best")
+        rows.append([system.title, *cells, beside, seeds(runs, system, REFERENCE)])
+    header = ["system", "GELU → ReLU costs", "λ-GELU, hardened → ReLU costs", "which then lacks to ReLU from scratch"]
+    return table([*header, "seeds"], rows) if rows else "Not run."
+
+
 def _beside(system: System, runs: Runs, arm: str, other: str, *, rule: str = "best_as_relu") -> str:
     """What the ReLU network of an arm costs beside another's, each chosen on held-out data, each seed with itself."""
     ours = metric(rule, "swapped", "test")

@@ -379,7 +379,7 @@ def _profile(arm: str, ours: Mapping[int, Record], others: Mapping[int, Record])
         values = [list(found.values()) for found in (a, b)]
         worst = max((abs(a[seed] - b[seed]) for seed in same), default=None)
         yield [arm, f"`{name}`", *(spread(found, 3) for found in values), _within(*values)] + [
-            *("–" if worst is None else f"{worst:.4f}", f"{len(a)}, {len(b)}")
+            *("–" if worst is None else f"{worst:.1e}" if worst else "0", f"{len(a)}, {len(b)}")
         ]
 
 
