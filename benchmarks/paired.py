@@ -88,7 +88,7 @@ def keep_memory() -> bool:
     """Makes the C library keep what is freed, where it is glibc; returns whether it does.
 
     Otherwise it gives the gradients of large layers back to the system in every step and takes them again, page by
-    page. How many of them depends on what lies behind them in memory, and so differs by chance between two networks.
+    page: more or fewer of them by what lies behind them in memory, which differs from network to network.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -353,17 +353,14 @@ def paper() -> str:
     result = load("paper")
     rows = result["rows"]
     step = next(r for r in rows if "threads" in r)
-    memory = ""
-    if result["machine"].get("keeps_memory"):
-        memory = """ The C library keeps what is freed: else it gives gradients of large layers back to the system
-in every step and takes them again page by page, by chance more for one of the three than for another."""
     threads = "one thread" if step["threads"] == 1 else f"{step['threads']} threads"
     return f"""## The paper's systems
 
 `benchmarks/bench_paper.py`, on {step["device"]}, {threads}, random inputs. A training step of the systems of
 `examples/paper` in the phase where λ is learned: forward, loss, backward, optimizer and `scheduler.step()`; beside it
 the same with nn.GELU and with nn.ReLU, which have no λ to learn and none to schedule. A smaller batch than the system's
-is told.{memory}
+is told. "Memory kept": the C library keeps what is freed; else it gives gradients of large layers back to the system in
+every step and takes them again page by page, more or fewer of them for one network than for another.
 
 {paper_steps(rows)}
 
