@@ -74,13 +74,21 @@ def check_settings(found: Line, expected: Line, where: Path) -> None:
     for key in ("format", "system", "arm", "seed"):
         if found.get(key) != expected[key]:
             raise RecordMismatchError(f"{where}: {key} is {found.get(key)!r}, expected {expected[key]!r}")
-    ours, theirs = (_flat(_as_read(head.get("settings", {}))) for head in (expected, found))
+    ours, theirs = (flat(_as_read(head.get("settings", {}))) for head in (expected, found))
     differ = [key for key in sorted({*ours, *theirs}) if ours.get(key) != theirs.get(key)]
     if differ:
         told = ", ".join(f"{key} = {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ)
         raise RecordMismatchError(
             f"{where} was made with other settings ({told}): choose another folder with --results, or delete it"
         )
+
+
+def flat(settings: Line) -> Line:
+    """Settings of settings by both names, so that what differs can be told apart."""
+    found: Line = {}
+    for key, value in settings.items():
+        found |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
+    return found
 
 
 def write(folder: Path, record: Record) -> Path:
@@ -145,14 +153,6 @@ def _line(line: Line) -> str:
 
 def _no_record(file: Path, why: object) -> RecordMismatchError:
     return RecordMismatchError(f"{file} is no record ({why}): delete it, and the run is made again")
-
-
-def _flat(settings: Line) -> Line:
-    """Settings of settings by both names, so that what differs can be told apart."""
-    flat: Line = {}
-    for key, value in settings.items():
-        flat |= {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def _as_read(settings: Line) -> Line:

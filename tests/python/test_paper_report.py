@@ -157,6 +157,25 @@ def test_the_published_figures_cover_every_row_and_every_system_has_one():
     assert published.swap("CIFAR-100", "gelu") == (74, 67) and published.swap("WikiText-2", "gelu") is None
 
 
+def test_records_of_different_settings_are_never_averaged_or_compared():
+    def of(name, seed, **settings):
+        record = run(ADULT, name, seed)
+        record.head["settings"] |= settings
+        return record
+
+    same = [of("gelu", 0), of("uniform", 0), of("uniform+lr=1", 0, lr=1.0), of("uniform+lr=1", 1, lr=1.0)]
+    assert len(runs.Runs(same).all_of("adult")) == 4
+    for other, told in (
+        (of("gelu", 1, epochs=9), "adult, gelu, seed 1 and adult, gelu, seed 0 .*epochs = 9 and 4"),
+        (of("relu", 1, lr=0.2), "adult, relu, seed 1 and adult, gelu, seed 0 .*lr = 0.2 and 0.1"),
+        (of("uniform", 1, arm=same[1].head["settings"]["arm"] | {"start": 0.5}), r"arm\.start = 0.5 and 0.25"),
+        (of("uniform+lr=1", 2, lr=2.0), "lr = 2.0 and 1.0"),
+        (of("gelu", 1, examples=64), "adult, gelu, seed 1: made of 64 examples"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            runs.Runs([*same, other])
+
+
 def test_runs_that_did_not_finish_are_in_no_table_and_are_told():
     found = runs.Runs(
         [run(ADULT, "gelu"), run(ADULT, "gelu", 1, status="non-finite loss"), run(GPT, "relu", status=None)]
@@ -187,7 +206,7 @@ def test_best_epochs_stand_beside_the_papers():
     learned = [run(ADULT, "uniform-learned", seed, best_epoch=seed, settings={"hardens": False}) for seed in (1, 2)]
     hardened = [run(ADULT, "uniform", 1, best_epoch=1, **HARDENED)]
     text = tables.best_epochs(EVERY, runs.Runs([*learned, *hardened, run(ADULT, "gelu", best_epoch=2)]))
-    assert row_of(text, "uniform")[2:] == ["46 of 50?", "1.5 ± 0.7", "1.0", "2", "2"]
+    assert row_of(text, "uniform")[2:] == ["46 of 50?", "1.5 ± 0.7", "1.0", "2", "2, 1"]
     assert row_of(text, "gelu")[2:] == ["41 of 50?", "2.0", "–", "2", "1"]
 
 
@@ -213,6 +232,10 @@ def test_profiles_say_how_long_lambda_was_learned_and_prefer_the_runs_that_learn
     found += [run(ADULT, "uniform-learned", 0, hardness=learned, settings={"hardens": False})]
     row = row_of(tables.hardness(EVERY, runs.Runs(found)), "uniform")
     assert row[2:4] == ["all 2 epochs", "2.100"] and row[-1] == "1: too few"
+    neurons = run(ADULT, "uniform-neurons", **HARDENED)
+    neurons.epochs[1] |= {"hardness_min": [1.2, 1.4], "hardness_max": [3.0, 2.5]}
+    row = row_of(tables.hardness(EVERY, runs.Runs([neurons])), "uniform, per neuron")
+    assert row[2:6] == ["the first 1 epoch", "1.800", "1.200", "3.000"]
 
 
 def test_the_ranks_at_the_switch_are_those_of_the_last_epoch_of_learning():

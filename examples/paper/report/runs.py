@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from examples.paper.records import Record
+from examples.paper.records import Record, flat
 from examples.paper.system import System
 
 Get = Callable[[Record], "float | None"]
@@ -20,9 +20,16 @@ STAGES = ("before", "swapped", "corrected", "recovered")
 
 
 class Runs:
-    """The records of finished runs, by system, arm and seed; and those that did not finish."""
+    """The records of finished runs, by system, arm and seed; and those that did not finish.
+
+    Raises:
+        ValueError: where they cannot stand beside each other: one is of a part of the data only, or settings differ
+            between runs of a system, or of an arm.
+    """
 
     def __init__(self, found: Iterable[Record]) -> None:
+        found = list(found)
+        _check_settings(found)
         self.unfinished: list[Record] = []
         self._finished: dict[tuple[str, str], dict[int, Record]] = {}
         for record in sorted(found, key=lambda record: (record.system, record.arm, record.seed)):
@@ -62,6 +69,33 @@ class Runs:
     def learned(self, system: str, mode: str) -> str:
         """The arm that shows what λ a mode learns: where λ is learned to the end, if such runs exist."""
         return f"{mode}-learned" if self.of(system, f"{mode}-learned") else mode
+
+
+def _check_settings(found: Sequence[Record]) -> None:
+    first: dict[tuple[str, ...], Record] = {}
+    for record in found:
+        settings = flat(record.head["settings"])
+        examples = settings["examples"]
+        if examples is not None:
+            raise ValueError(
+                f"{_name(record)}: made of {examples} examples, to see whether it runs: no result, delete it"
+            )
+        _check_same(record, first.setdefault((record.system, record.arm), record), settings)
+        if "+" not in record.arm:  # a sweep, which has settings of its own
+            of_system = [key for key in settings if not key.startswith("arm.")]
+            _check_same(record, first.setdefault((record.system,), record), of_system)
+
+
+def _check_same(record: Record, other: Record, keys: Iterable[str]) -> None:
+    ours, others = (flat(each.head["settings"]) for each in (record, other))
+    differ = [f"{key} = {ours[key]!r} and {others.get(key)!r}" for key in keys if ours[key] != others.get(key)]
+    if differ:
+        names = f"{_name(record)} and {_name(other)}"
+        raise ValueError(f"{names} were made with different settings ({', '.join(differ)}): they cannot be compared")
+
+
+def _name(record: Record) -> str:
+    return f"{record.system}, {record.arm}, seed {record.seed}"
 
 
 def metric(rule: str, stage: str, split: str) -> Get:
