@@ -105,7 +105,7 @@ def summary(systems: Systems, runs: Runs) -> str:
         cells = [f"{spread(found, 2)} {unit(system)}" if found else "–" for found in costs]
         beside = _beside(system, runs, REFERENCE, "relu", rule="best")
         rows.append([system.title, *cells, beside, seeds(runs, system, REFERENCE)])
-    header = ["system", "GELU → ReLU costs", "λ-GELU, hardened → ReLU costs", "which then lacks to ReLU from scratch"]
+    header = ["system", "GELU → ReLU costs", "λ-GELU, hardened → ReLU costs", "that network beside ReLU from scratch"]
     return table([*header, "seeds"], rows) if rows else "Not run."
 
 

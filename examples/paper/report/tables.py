@@ -181,21 +181,24 @@ def hardness(systems: Systems, runs: Runs) -> str:
     """λ at the end of its learning and what came before it, by mode: the paper's Table I, as far as it is legible."""
     rows = []
     for system in shown(systems, runs):
-        for mode in MODES:
-            arm = runs.learned(system.name, mode)
+        arms = {mode: runs.learned(system.name, mode) for mode in MODES} | {"uniform, per neuron": "uniform-neurons"}
+        for mode, arm in arms.items():
             found = runs.of(system.name, arm)
             if not found:
                 continue
-            learned = [learned_hardness(record) for record in found]
-            low, high = ([pick(values) for values in learned] for pick in (min, max))
-            whole = [value for record in runs.of(system.name, mode) if (value := drift(record.epochs)) is not None]
-            learning = [value for record in found if (value := drift(learning_epochs(record))) is not None]
-            epochs = learning_epochs(found[0])[-1]["epoch"]
-            rows.append(
-                [f"`{system.name}`", mode, _how_long(arm, epochs), spread([statistics.mean(v) for v in learned], 3)]
-                + [spread(low, 3), spread(high, 3), spread(learning, 4), spread(whole, 4), seeds(runs, system, arm)]
+            ends = [learning_epochs(record)[-1] for record in found]
+            low, high = (
+                [pick(end.get(f"hardness_{pick.__name__}", end["hardness"])) for end in ends] for pick in (min, max)
             )
-    header = ["system", "init", "λ learned in", "mean λ", "softest site", "hardest site", "drift while learning"]
+            hardened = runs.of(system.name, mode if mode in MODES else arm)
+            whole = [value for record in hardened if (value := drift(record.epochs)) is not None]
+            learning = [value for record in found if (value := drift(learning_epochs(record))) is not None]
+            means = [statistics.mean(end["hardness"]) for end in ends]
+            rows.append(
+                [f"`{system.name}`", mode, _how_long(arm, ends[0]["epoch"]), spread(means, 3), spread(low, 3)]
+                + [spread(high, 3), spread(learning, 4), spread(whole, 4), seeds(runs, system, arm)]
+            )
+    header = ["system", "init", "λ learned in", "mean λ", "lowest λ", "highest λ", "drift while learning"]
     return table([*header, "drift of the hardened runs", "seeds"], rows)
 
 
@@ -242,7 +245,8 @@ def best_epochs(systems: Systems, runs: Runs) -> str:
             is_mode = arm in MODES
             rows.append(
                 [f"`{system.name}`", arm, f"{paper[arm]} of {of}", _best_epochs(ours)]
-                + [_best_epochs(hardened) if is_mode else "–", str(epochs), str(max(len(ours), len(hardened)))]
+                + [_best_epochs(hardened) if is_mode else "–", str(epochs)]
+                + [f"{len(ours)}, {len(hardened)}" if is_mode else str(len(ours))]
             )
     header = ["system", "arm", "the paper", "ours", "ours, hardened", "of epochs", "seeds"]
     return table(header, rows)
