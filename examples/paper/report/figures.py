@@ -93,6 +93,7 @@ def _hardness_panel(axes: Axes, title: str, found: Sequence[Record]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     if not found:
         axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
+        axes.set_xticks([])
         return
     epochs = [epoch["epoch"] for epoch in found[0].epochs]
     sites = len(found[0].head["sites"])
