@@ -266,7 +266,7 @@ def test_a_study_stands_beside_the_protocol_and_relu_from_scratch_seed_by_seed()
     found += [run(ADULT, "relu", seed, before=(90, 88), swapped=None) for seed in (0, 1)]
     row = row_of(studies.arms(EVERY, runs.Runs(found)), "`uniform-cosine`")
     assert row[1] == "schedule cosine" and row[2] == "10.0 ± 0.0"
-    assert row[8:10] == ["0.50 ± 0.71 points", "1.00 ± 1.41 points"]
+    assert row[8:11] == ["2.0 ± 0.0", "0.50 ± 0.71 points", "1.00 ± 1.41 points"]
 
 
 def test_the_cost_of_the_swap_is_shown_by_the_ser_of_the_worst_site():
@@ -274,7 +274,8 @@ def test_the_cost_of_the_swap_is_shown_by_the_ser_of_the_worst_site():
     for epoch in hard.epochs:
         epoch["ser_db"] = [45.0, 25.0]
     hard.epochs[-1]["ser_db"] = [None, 31.0]  # None: infinite
-    (row,) = rows(studies.costs_by_ser(EVERY, runs.Runs([soft, hard, run(ADULT, "relu", swapped=None)])))
+    again = run(ADULT, "gelu-recovered", swapped=(70, 0))  # the same until it was swapped: counts once
+    (row,) = rows(studies.costs_by_ser(EVERY, runs.Runs([soft, again, hard, run(ADULT, "relu", swapped=None)])))
     assert row == ["`adult`", "points", "–", "20.00 ± 0.00 (2)", "–", "–", "–", "1.00 (1)", "1.00 (1)"]
 
 

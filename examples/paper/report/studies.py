@@ -53,7 +53,8 @@ def arms(systems: Systems, runs: Runs) -> str:
         header += [
             "last epoch → ReLU, test",
             "costs",
-            "best as ReLU, beside the protocol's",
+            "best as ReLU, epoch",
+            "beside the protocol's",
             "beside ReLU from scratch",
         ]
         parts += [f"### `{system.name}`", table([*header, "seeds"], rows)]
@@ -62,20 +63,18 @@ def arms(systems: Systems, runs: Runs) -> str:
 
 def _arm(system: System, runs: Runs, arm: str) -> list[str]:
     found = runs.of(system.name, arm)
-    cells = [spread(worst_ser(found, "last"), 1), spread([record.end["best"]["epoch"] for record in found], 1)]
+    cells = [f"`{arm}`", ARMS[arm], spread(worst_ser(found, "last"), 1), _epoch(found, "best")]
     for rule in ("best", "last"):
         stages = [runs.values(system.name, arm, metric(rule, stage, "test")) for stage in STAGES[:2]]
         costs = swap_costs(runs, system, arm, rule)
         cells += [change(*stages, system), f"{spread(costs, 2)} {unit(system)}"]
     against = "–" if arm == REFERENCE else _beside(system, runs, arm, REFERENCE)
-    return [
-        f"`{arm}`",
-        ARMS[arm],
-        *cells,
-        against,
-        _beside(system, runs, arm, "relu"),
-        seeds(runs, system, arm),
-    ]
+    cells += [_epoch(found, "best_as_relu"), against, _beside(system, runs, arm, "relu")]
+    return [*cells, seeds(runs, system, arm)]
+
+
+def _epoch(found: Sequence[Record], rule: str) -> str:
+    return spread([record.end[rule]["epoch"] for record in found], 1)
 
 
 def worst_ser(found: Sequence[Record], rule: str) -> list[float]:
@@ -169,10 +168,17 @@ def costs_by_ser(systems: Systems, runs: Runs) -> str:
     """What the swap costs on the validation data after every epoch of every run, by the SER of its worst site."""
     rows = []
     for system in shown(systems, runs):
-        found = [pair for arm in runs.arms(system.name) for pair in ser_and_cost(system, runs.of(system.name, arm))]
+        # Arms are the same run until they part: its epochs count once.
+        found = sorted(
+            {
+                (record.seed, number, *pair)
+                for record in runs.all_of(system.name)
+                for number, pair in enumerate(ser_and_cost(system, [record]))
+            }
+        )
         cells = []
         for low, high in BANDS:
-            costs = [cost for ser, cost in found if low <= ser < high]
+            costs = [cost for *_, ser, cost in found if low <= ser < high]
             cells.append(f"{spread(costs, 2)} ({len(costs)})" if costs else "–")
         if found:
             rows.append([f"`{system.name}`", unit(system), *cells])

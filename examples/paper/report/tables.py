@@ -302,7 +302,7 @@ def grid_tables(systems: Systems, runs: Runs) -> str:
         counts = sorted({len(records) for records in found.values()})
         parts.append(
             f"`{system.name}`: drift (best validation score beside GELU's, {unit(system)}), λ learned in {epochs} "
-            f"epochs; {' or '.join(map(str, counts))} seeds."
+            f"epochs; number of seeds: {' or '.join(map(str, counts))}."
         )
         parts.append(table(["", *(f"α = {multiplier:g}" for multiplier in multipliers)], rows))
     return "\n\n".join(parts) or "Not run."
