@@ -187,6 +187,15 @@ def test_runs_that_did_not_finish_are_in_no_table_and_are_told():
     assert tables.not_finished(runs.Runs([run(ADULT, "gelu")])) == "Every run that has a record finished."
 
 
+def test_the_settings_say_what_was_run_where_how_long_and_how_to_run_it_again():
+    relu, neurons = run(ADULT, "relu", swapped=None), run(ADULT, "uniform-neurons")
+    relu.head["sites"], neurons.head["parameters"] = [], 9999
+    row = row_of(tables.settings(EVERY, runs.Runs([relu, neurons])), "`adult`")
+    assert row[1:6] == ["adult, small", "the paper's", "1,234", "2", "SGD, 0.1, constant"]
+    assert row[6:12] == ["0.0001", "8", "4", "0.1, 10", "2", "1.0"]
+    assert row[12:] == ["a processor, PyTorch 2.13.0", "`python -m examples.paper.run adult`"]
+
+
 # --- further tables ---------------------------------------------------------------------------------------------------
 
 

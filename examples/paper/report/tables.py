@@ -131,7 +131,8 @@ def settings(systems: Systems, runs: Runs) -> str:
     for system in shown(systems, runs):
         found = runs.all_of(system.name)
         of = found[0].head["settings"]
-        sites, parameters = (max(values(record) for record in found) for values in (_site_count, _parameter_count))
+        sites = max(map(_site_count, found))  # ReLU networks have none
+        parameters = min(map(_parameter_count, found))  # beside them, one λ per neuron adds up
         minutes = statistics.median(record.end["seconds"] / 60 for record in found)
         rate = "constant" if of["final_rate"] == 1 else f"cosine to {of['final_rate']:g}"
         rows.append(
