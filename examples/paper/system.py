@@ -52,7 +52,7 @@ def as_float(x: Tensor, generator: torch.Generator | None) -> Tensor:
 class System:
     """A system of the paper, or a smaller one that says so in its name.
 
-    The paper states neither learning rates nor weight decays, batch sizes or schedules of the rate: all are ours.
+    Learning rates, weight decays, batch sizes and schedules of the rate are ours: the paper's are not known to us.
 
     Attributes:
         row: which row of the paper's tables it belongs to.

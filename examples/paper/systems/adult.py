@@ -1,6 +1,6 @@
 """Census incomes, MLP 4 × 256: the paper's network and data.
 
-The settings are ours, the paper does not state them. A step of SGD moves λ by about α η / τ² times its gradient: with
+The settings are ours, the paper's are not known. A step of SGD moves λ by about α η / τ² times its gradient: with
 τ = 0.1, α = 1, a batch of 128 and this rate the first site is at 4 after one epoch.
 """
 

@@ -1,4 +1,4 @@
-"""Small images, ResNets. The settings are ours, the paper does not state them."""
+"""Small images, ResNets. The settings are ours, the paper's are not known."""
 
 from __future__ import annotations
 

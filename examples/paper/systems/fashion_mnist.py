@@ -1,6 +1,6 @@
 """Clothes in 28 × 28 pixels, MLP 4 × 256: the paper's network and data.
 
-The settings are ours, the paper does not state them. With α = 1 and a rate of 0.1 three of four λ are at 1.0 after one
+The settings are ours, the paper's are not known. With α = 1 and a rate of 0.1 three of four λ are at 1.0 after one
 epoch, where s is hardly learned any more; with these they are at 1.7 to 2.3 after three.
 """
 

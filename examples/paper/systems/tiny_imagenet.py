@@ -1,6 +1,6 @@
-"""200 classes in 64 × 64 pixels, vision transformers. The settings are ours, the paper does not state them.
+"""200 classes in 64 × 64 pixels, vision transformers. The settings are ours, the paper's are not known.
 
-Nor does it state which size of image its DeiT-Tiny was given or whether it was pre-trained. Here that of full size is
+Nor is which size of image its DeiT-Tiny was given or whether it was pre-trained. Here that of full size is
 given 224 × 224 pixels, enlarged, for which it was published, and starts from random weights.
 """
 

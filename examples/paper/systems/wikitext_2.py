@@ -1,6 +1,6 @@
-"""Wikipedia articles, GPTs from scratch. The settings are ours, the paper does not state them.
+"""Wikipedia articles, GPTs from scratch. The settings are ours, the paper's are not known.
 
-Nor does it state its tokens or whether its GPT-2 started from OpenAI's weights; here every one starts from random ones.
+Nor is what its tokens are, or whether its GPT-2 started from OpenAI's weights; here every one starts from random ones.
 An epoch of the small systems is a tenth of the run, not all of the text.
 """
 
