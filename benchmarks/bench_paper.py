@@ -6,8 +6,8 @@ A step is forward, loss, backward, clipping where the system clips, and optimize
 batch sizes of examples/paper/systems; on a CPU those of full size get a smaller batch, which is told. The inputs are
 random: no step depends on what they are. The three networks are timed in turn (paired.py); figures are medians, and a
 ratio is the median of the rounds' ratios. Those of full size are timed a second time in a process that keeps the memory
-it frees. The two cores train on the data themselves (--data-dir), and are left out where those are missing. Six minutes
-on two cores.
+it frees. The two cores train on the data themselves (--data-dir), and are left out where those are missing. Four
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def has_data(name: str, folder: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="default: $LAMBDA_GELU_DATA, else ./data")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for the steps of one system (default 20)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for the steps of one system (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="of epochs on two cores (default 7)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="'cores', or systems; nothing is written")
     arguments = parser.parse_args()
