@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,10 +76,18 @@ PLAIN = replace(
 ARMS = tuple({arm.name: arm for experiment in EXPERIMENTS.values() for arm in experiment.arms}.values())
 
 
-def register() -> None:
-    SYSTEMS.update({system.name: system for system in (STANDIN, PLAIN)})
-    experiment = Experiment("standin", "every arm there is", ARMS, (STANDIN.name,), seeds=1)
-    EXPERIMENTS[experiment.name] = experiment
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Within the context the command knows it; what else knows the systems, as the report, does not meet it."""
+    systems = {system.name: system for system in (STANDIN, PLAIN)}
+    SYSTEMS.update(systems)
+    EXPERIMENTS["standin"] = Experiment("standin", "every arm there is", ARMS, (STANDIN.name,), seeds=1)
+    try:
+        yield
+    finally:
+        del EXPERIMENTS["standin"]
+        for name in systems:
+            del SYSTEMS[name]
 
 
 def arguments(folder: Path, *more: object) -> list[str]:
@@ -104,10 +114,9 @@ def main() -> None:
     from examples.paper import run  # noqa: PLC0415 - after what it is to know
 
     training.SAVE_EVERY = float(os.environ.get(SAVE_SECONDS, training.SAVE_EVERY))
-    run.main()
+    with registered():
+        run.main()
 
-
-register()
 
 if __name__ == "__main__":
     main()

@@ -56,4 +56,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with paper_standin.registered():
+        main(Path(sys.argv[1]))

@@ -26,6 +26,12 @@ COMMAND = [sys.executable, "-m", "paper_standin"]
 TIMEOUT = 400  # s, on a machine with much else to do
 
 
+@pytest.fixture(autouse=True, scope="module")
+def standin():
+    with paper_standin.registered():
+        yield
+
+
 def started(folder: Path, *more: object, **environment: str) -> subprocess.Popen[str]:
     """The command in a group of processes of its own, as a shell starts it."""
     folder.mkdir(parents=True, exist_ok=True)
